@@ -1,0 +1,37 @@
+"""Unset: what a function may have beside it at AWS, read here as AWS shows one that has none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trivet.aws.services import Caller, Operation, Services
+from trivet.errors import FunctionNotFound
+
+from .names import found, named
+
+
+async def get_function_code_signing_config(
+    services: Services, params: dict[str, Any], caller: Caller
+) -> dict[str, Any]:
+    await found(services, named(services, params, "GetFunctionCodeSigningConfig"))
+    return {}
+
+
+async def get_function_concurrency(
+    services: Services, params: dict[str, Any], caller: Caller
+) -> dict[str, Any]:
+    await found(services, named(services, params, "GetFunctionConcurrency"))
+    return {}
+
+
+async def get_policy(services: Services, params: dict[str, Any], caller: Caller) -> dict[str, Any]:
+    await found(services, named(services, params, "GetPolicy"))
+    raise FunctionNotFound("The resource you requested does not exist.")
+
+
+OPERATIONS: Mapping[str, Operation] = {
+    "GetFunctionCodeSigningConfig": get_function_code_signing_config,
+    "GetFunctionConcurrency": get_function_concurrency,
+    "GetPolicy": get_policy,
+}

@@ -1,0 +1,48 @@
+"""What an operation of the AWS API may use, and the one form that every operation has.
+
+An operation gets its parameters parsed and checked against AWS's model, under the names of the
+input shape, and returns the members of the output shape. What it refuses it raises as a
+TrivetError; nothing in it knows about HTTP, except that a member the model places in the status
+code sets the status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from trivet.core.arns import Place
+from trivet.ports import Platform
+
+if TYPE_CHECKING:
+    from trivet.store.apis import ApiStore
+    from trivet.store.blobs import Blobs
+    from trivet.store.functions import FunctionStore
+    from trivet.store.logs import LogReader
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """The parts of the platform behind the door; one for the whole gateway."""
+
+    place: Place
+    platform: Platform
+    functions: FunctionStore
+    blobs: Blobs
+    apis: ApiStore
+    logs: LogReader
+    runtimes: frozenset[str]  # names this machine can run: "python3.11", "nodejs20.x"
+    http_url: str  # base of the public HTTP triggers
+    changed: Callable[[str], Awaitable[None]]  # tells supervisors that a function changed or went
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, and the id under which this request appears in answers and logs."""
+
+    access_key: str
+    request_id: str
+
+
+Operation = Callable[[Services, dict[str, Any], Caller], Awaitable[dict[str, Any]]]

@@ -1,0 +1,405 @@
+"""SigV4: who signed a request, proven before a byte of its body is understood.
+
+Works on the request's raw bytes, so nothing a server normalised stands between what was signed
+and what is checked. A request is judged in two steps: its claim (who, when, for what), as soon
+as the headers are there, and its proof, when the body is. So nobody without a known key makes us
+read a body.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from hashlib import sha256
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from .refusals import Refused
+
+ALGORITHM = "AWS4-HMAC-SHA256"
+SKEW = timedelta(minutes=5)
+WEEK_S = 604_800
+
+# Signed for us-east-1 by many clients wherever they are: these services have one global endpoint.
+_GLOBAL_SERVICES = frozenset({"iam", "sts"})
+_GLOBAL_REGION = "us-east-1"
+
+_STAMP = re.compile(r"\d{8}T\d{6}Z\Z", re.ASCII)
+_UNSIGNED = b"UNSIGNED-PAYLOAD"
+_PRESIGNED = ("X-Amz-Credential", "X-Amz-Date", "X-Amz-Expires", "X-Amz-SignedHeaders")
+
+_MISMATCH = (
+    "The request signature we calculated does not match the signature you provided. Check your "
+    "AWS Secret Access Key and signing method. Consult the service documentation for details."
+)
+
+Pair = tuple[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Who signed, and for which service."""
+
+    access_key: str
+    service: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a request says of itself; worth nothing until it is proven with the body."""
+
+    access_key: str
+    service: str
+    secret: str
+    scope: str  # date/region/service/aws4_request
+    stamp: str
+    signature: bytes
+    heads: tuple[bytes, ...]  # the canonical request up to its body, in each spelling allowed
+    is_body_signed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Authorization:
+    """The parts of a signature, from the header or from a presigned query."""
+
+    credential: str
+    signed_headers: str
+    signature: str
+    stamp: str
+    expires_s: int | None  # presigned only
+
+
+class Verifier:
+    """Checks signatures against secrets, for one region."""
+
+    def __init__(
+        self,
+        secrets: Callable[[str], str | None],
+        region: str,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        presigned_limit_s: int = 3_600,
+    ) -> None:
+        self._secrets = secrets
+        self._region = region
+        self._now = now
+        self._presigned_limit_s = presigned_limit_s
+        self._signing_keys: dict[tuple[str, str], bytes] = {}  # by secret and scope
+
+    def verify(
+        self,
+        method: str,
+        raw_path: bytes,
+        query: bytes,
+        headers: Sequence[Pair],
+        body: bytes,
+    ) -> Verified:
+        """Who signed exactly this. Raises the refusal that AWS would answer.
+
+        Header names are in lower case, as ASGI hands them over.
+        """
+        return self.prove(self.claim(method, raw_path, query, headers), body)
+
+    def claim(self, method: str, raw_path: bytes, query: bytes, headers: Sequence[Pair]) -> Claim:
+        """What the request says, everything checked that needs no body."""
+        fields = _joined(headers)
+        pairs = _pairs(query)
+        authorization = self._authorization(fields, pairs)
+        access_key, scope, service = self._checked_scope(authorization)
+        self._check_time(authorization)
+        secret = self._secrets(access_key)
+        if secret is None:
+            _signing_key("unknown keys take as long as known ones", scope)
+            raise _bad_token()
+        canonical_headers = _canonical_headers(authorization, fields)
+        is_presigned = authorization.expires_s is not None
+        start = f"{method}\n{_canonical_path(raw_path, service)}\n".encode("latin-1")
+        return Claim(
+            access_key=access_key,
+            service=service,
+            secret=secret,
+            scope=scope,
+            stamp=authorization.stamp,
+            signature=authorization.signature.encode(),
+            heads=tuple(
+                b"%b%b\n%b\n" % (start, spelling, canonical_headers)
+                for spelling in _canonical_queries(pairs)
+            ),
+            # A presigned URL of S3 is made before there is a body; no other service knows that.
+            is_body_signed=not (is_presigned and service == "s3"),
+        )
+
+    def prove(self, claim: Claim, body: bytes) -> Verified:
+        """Who signed this claim and this body."""
+        cached = self._signing_keys.get((claim.secret, claim.scope))
+        key = cached or _signing_key(claim.secret, claim.scope)
+        digest = sha256(body).hexdigest().encode() if claim.is_body_signed else _UNSIGNED
+        start = f"{ALGORITHM}\n{claim.stamp}\n{claim.scope}\n"
+        for head in claim.heads:
+            text = start + sha256(head + digest).hexdigest()
+            expected = hmac.digest(key, text.encode(), "sha256").hex().encode()
+            if hmac.compare_digest(expected, claim.signature):
+                if cached is None:
+                    self._remember(claim, key)
+                return Verified(claim.access_key, claim.service)
+        raise _invalid(_MISMATCH)
+
+    def _remember(self, claim: Claim, key: bytes) -> None:
+        # Scopes change once a day; a caller that makes up services must not fill the memory.
+        if len(self._signing_keys) >= 1_024:
+            self._signing_keys.clear()
+        self._signing_keys[claim.secret, claim.scope] = key
+
+    def _authorization(
+        self, fields: Mapping[bytes, bytes], pairs: Sequence[Pair]
+    ) -> _Authorization:
+        header = fields.get(b"authorization")
+        decoded = _amz_parameters(pairs)
+        if b"x-amz-security-token" in fields or "X-Amz-Security-Token" in decoded:
+            raise _bad_token()
+        if "X-Amz-Algorithm" not in decoded:
+            if header is None:
+                message = "Missing Authentication Token"
+                raise Refused("MissingAuthenticationTokenException", message, status=403)
+            return _from_header(header.decode("latin-1"), fields)
+        if header is not None:
+            raise _incomplete("Only one way of authentication is allowed in a request.")
+        return self._from_query(decoded)
+
+    def _from_query(self, decoded: Mapping[str, str]) -> _Authorization:
+        _check_algorithm(decoded["X-Amz-Algorithm"])
+        absent = [name for name in (*_PRESIGNED, "X-Amz-Signature") if not decoded.get(name)]
+        if absent:
+            wanted = " ".join(f"AWS query-string parameters must include '{n}'." for n in absent)
+            raise _incomplete(f"{wanted} Re-examine the query-string parameters.")
+        expires = decoded["X-Amz-Expires"]
+        if not expires.isdecimal() or not 1 <= int(expires[:9]) <= WEEK_S:
+            raise _incomplete(f"X-Amz-Expires must be between 1 and {WEEK_S} seconds")
+        if int(expires) > self._presigned_limit_s:
+            limit = self._presigned_limit_s
+            raise _incomplete(f"X-Amz-Expires must not exceed {limit} seconds here")
+        return _Authorization(
+            credential=decoded["X-Amz-Credential"],
+            signed_headers=decoded["X-Amz-SignedHeaders"],
+            signature=decoded["X-Amz-Signature"],
+            stamp=decoded["X-Amz-Date"],
+            expires_s=int(expires),
+        )
+
+    def _checked_scope(self, authorization: _Authorization) -> tuple[str, str, str]:
+        """Access key, scope and service."""
+        parts = authorization.credential.split("/")
+        if len(parts) != 5:
+            raise _incomplete(
+                "Credential must have exactly 5 slash-delimited elements, e.g. "
+                f"keyid/date/region/service/term, got '{authorization.credential}'"
+            )
+        access_key, date, region, service, terminator = parts
+        if terminator != "aws4_request":
+            raise _invalid(
+                "Credential should be scoped with a valid terminator: 'aws4_request', "
+                f"not '{terminator}'."
+            )
+        is_global = service in _GLOBAL_SERVICES and region == _GLOBAL_REGION
+        if region != self._region and not is_global:
+            raise _invalid("Credential should be scoped to a valid region. ")
+        if date != authorization.stamp[:8]:
+            raise _invalid(
+                "Date in Credential scope does not match YYYYMMDD from ISO-8601 version of date "
+                f"from HTTP: '{date}' != '{authorization.stamp[:8]}', from "
+                f"'{authorization.stamp}'."
+            )
+        return access_key, "/".join(parts[1:]), service
+
+    def _check_time(self, authorization: _Authorization) -> None:
+        stamp, now = authorization.stamp, self._now()
+        signed_at = _instant(stamp)
+        lifetime, told = SKEW, "5 min."
+        if authorization.expires_s is not None:
+            lifetime = timedelta(seconds=authorization.expires_s)
+            told = f"{authorization.expires_s} sec."
+        if signed_at < now - lifetime:
+            raise _invalid(
+                f"Signature expired: {stamp} is now earlier than {_stamp(now - lifetime)} "
+                f"({_stamp(now)} - {told})"
+            )
+        if signed_at > now + SKEW:
+            raise _invalid(
+                f"Signature not yet current: {stamp} is still later than {_stamp(now + SKEW)} "
+                f"({_stamp(now)} + 5 min.)"
+            )
+
+
+def normalized(raw_path: bytes) -> str:
+    """A path without dot segments and doubled slashes, as it is signed and must be routed."""
+    text = raw_path.decode("latin-1") or "/"
+    if "//" not in text and "/." not in text:
+        return text
+    kept: list[str] = []
+    for segment in text.split("/"):
+        if segment == "..":
+            del kept[-1:]
+        elif segment not in ("", "."):
+            kept.append(segment)
+    return f"/{'/'.join(kept)}{'/' if kept and text.endswith('/') else ''}"
+
+
+def _canonical_path(raw_path: bytes, service: str) -> str:
+    if service == "s3":
+        return raw_path.decode("latin-1")  # a key may well hold dots and doubled slashes
+    return quote_from_bytes(normalized(raw_path).encode("latin-1"), "/-_.~")
+
+
+def _from_header(header: str, fields: Mapping[bytes, bytes]) -> _Authorization:
+    algorithm, _, rest = header.partition(" ")
+    if algorithm.startswith("AWS4-"):
+        _check_algorithm(algorithm)
+    else:
+        rest = ""  # a bearer token, for one: told what is missing, as AWS does
+    parts = dict(_parameter(part) for part in rest.split(","))
+    absent = [
+        f"Authorization header requires '{name}' parameter."
+        for name in ("Credential", "Signature", "SignedHeaders")
+        if not parts.get(name)
+    ]
+    dated_by = b"x-amz-date" if b"x-amz-date" in fields else b"date"
+    if dated_by not in fields:
+        wanted = "existence of either a 'X-Amz-Date' or a 'Date' header."
+        absent.append(f"Authorization header requires {wanted}")
+    if absent:
+        # AWS echoes the header; a token for someone else does not belong into answers and logs.
+        raise _incomplete(" ".join(absent))
+    stamp = fields[dated_by].decode("latin-1")
+    if dated_by == b"date":
+        stamp = _stamp_of_date(stamp)
+    return _Authorization(
+        parts["Credential"], parts["SignedHeaders"], parts["Signature"], stamp, None
+    )
+
+
+def _parameter(part: str) -> tuple[str, str]:
+    name, _, value = part.strip().partition("=")
+    return name, value
+
+
+def _check_algorithm(algorithm: str) -> None:
+    if algorithm != ALGORITHM:
+        raise _incomplete(f"Unsupported AWS 'algorithm': '{algorithm}'.")
+
+
+def _joined(headers: Sequence[Pair]) -> dict[bytes, bytes]:
+    """Headers by name; those of one name joined as their canonical form joins them."""
+    fields: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name in fields:
+            fields[name] = b",".join((b" ".join(fields[name].split()), b" ".join(value.split())))
+        else:
+            fields[name] = value
+    return fields
+
+
+def _canonical_headers(authorization: _Authorization, fields: Mapping[bytes, bytes]) -> bytes:
+    """The signed headers with their list, once every header that must be signed is among them."""
+    names = authorization.signed_headers.encode("latin-1").split(b";")
+    if b"host" not in names:
+        raise _invalid("'Host' or ':authority' must be a 'SignedHeader' in the AWS Authorization.")
+    is_dated = authorization.expires_s is not None or b"x-amz-date" in fields or b"date" in names
+    unsigned = [
+        name.decode("latin-1") for name in fields if name[:6] == b"x-amz-" and name not in names
+    ]
+    if unsigned or not is_dated:
+        listed = ", ".join(unsigned) or "date"
+        raise _invalid(f"There were headers present in the request which were not signed: {listed}")
+    try:
+        lines = [b"%b:%b\n" % (name, b" ".join(fields[name].split())) for name in names]
+    except KeyError:
+        raise _invalid(_MISMATCH) from None
+    lines.append(b"\n" + b";".join(names))
+    return b"".join(lines)
+
+
+def _pairs(query: bytes) -> list[Pair]:
+    """Names and values as they came, still encoded."""
+    if not query:
+        return []
+    parted = (part.partition(b"=") for part in query.split(b"&") if part)
+    return [(name, value) for name, _, value in parted]
+
+
+def _amz_parameters(pairs: Sequence[Pair]) -> dict[str, str]:
+    """The decoded parameters of a presigned URL; none of them may come twice."""
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        decoded = unquote_to_bytes(name).decode("latin-1")
+        if decoded.startswith("X-Amz-"):
+            if decoded in found:
+                raise _incomplete(f"AWS query-string parameter '{decoded}' must come only once.")
+            found[decoded] = unquote_to_bytes(value).decode("latin-1")
+    return found
+
+
+def _canonical_queries(pairs: Sequence[Pair]) -> list[bytes]:
+    """The query in the spellings a client may have signed, which all mean the same.
+
+    The second is AWS's: decoded, then encoded its own way. But botocore and others sign what they
+    send, with "+" for a space left as it is.
+    """
+    if not pairs:
+        return [b""]
+    signed = [pair for pair in pairs if unquote_to_bytes(pair[0]) != b"X-Amz-Signature"]
+    sent = b"&".join(b"%b=%b" % pair for pair in sorted(signed))
+    recoded = sorted((_recoded(name), _recoded(value)) for name, value in signed)
+    again = b"&".join(b"%b=%b" % pair for pair in recoded)
+    return [sent] if sent == again else [sent, again]
+
+
+def _recoded(text: bytes) -> bytes:
+    return quote_from_bytes(unquote_to_bytes(text.replace(b"+", b" ")), "-_.~").encode()
+
+
+def _signing_key(secret: str, scope: str) -> bytes:
+    key = f"AWS4{secret}".encode()
+    for part in scope.split("/"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    return key
+
+
+def _instant(stamp: str) -> datetime:
+    try:
+        if _STAMP.match(stamp) is None:
+            raise ValueError(stamp)
+        date, time = (int(stamp[:4]), int(stamp[4:6]), int(stamp[6:8])), stamp[9:15]
+        return datetime(*date, int(time[:2]), int(time[2:4]), int(time[4:]), tzinfo=UTC)
+    except ValueError:
+        raise _incomplete(
+            f"Date must be in ISO-8601 'basic format'. Got '{stamp}'. "
+            "See http://en.wikipedia.org/wiki/ISO_8601"
+        ) from None
+
+
+def _stamp_of_date(date: str) -> str:
+    if _STAMP.match(date):
+        return date
+    try:
+        return _stamp(parsedate_to_datetime(date).astimezone(UTC))
+    except (ValueError, OverflowError):
+        raise _incomplete(f"Date header is not a date: '{date}'.") from None
+
+
+def _stamp(instant: datetime) -> str:
+    return instant.strftime("%Y%m%dT%H%M%SZ")
+
+
+def _bad_token() -> Refused:
+    message = "The security token included in the request is invalid."
+    return Refused("UnrecognizedClientException", message, status=403)
+
+
+def _invalid(message: str) -> Refused:
+    return Refused("InvalidSignatureException", message, status=403)
+
+
+def _incomplete(message: str) -> Refused:
+    return Refused("IncompleteSignatureException", message)

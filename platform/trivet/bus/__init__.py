@@ -1,0 +1,1 @@
+"""The bus: Redis Streams in two lanes, and the only shared state."""

@@ -1,0 +1,28 @@
+"""Verbs: what `trivet` can be told to do, and the help of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from trivet.cli import aws, down, env, logs, trigger, up, version
+
+app = typer.Typer(
+    help="AWS Lambda on your own machine. Begin with: trivet up",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# The verb `aws` is run before this parser sees it; here it is only listed.
+_PASS_ON: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+app.command()(up.up)
+app.command()(down.down)
+app.command()(env.env)
+app.command(add_help_option=False, context_settings=_PASS_ON)(aws.aws)
+app.command()(logs.logs)
+app.add_typer(trigger.app, name="trigger")
+app.command()(version.version)

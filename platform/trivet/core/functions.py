@@ -1,0 +1,80 @@
+"""Functions: what a user deployed, and the immutable version of it that runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FunctionVersion:
+    """Immutable: everything that decides how an invocation runs. Environments belong to one."""
+
+    function: str
+    version: str = "$LATEST"
+    runtime: str
+    handler: str
+    code_sha256: str  # hex digest of the uploaded zip
+    memory_mb: int = 128
+    timeout_ms: int = 3_000
+    ephemeral_mb: int = 512
+    environment: Mapping[str, str] = field(default_factory=dict)
+    role: str = ""
+    # Digest that names this version: two that run alike share it, two that differ do not. Kept,
+    # since every invocation asks for it.
+    key: str = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        text = json.dumps(version_to_record(self), sort_keys=True, separators=(",", ":"))
+        digest = hashlib.sha256(text.encode()).hexdigest()[:32]
+        object.__setattr__(self, "key", digest)  # once, before anyone has seen the value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Function:
+    """A name with its settings, and the version that `$LATEST` stands for now."""
+
+    latest: FunctionVersion
+    code_bytes: int
+    description: str = ""
+    revision_id: str
+    last_modified_ms: int  # since the Unix epoch
+    tags: Mapping[str, str] = field(default_factory=dict)
+    # Members of the API that are stored and echoed, and decide nothing yet (Architectures, ...).
+    echoed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.latest.function
+
+
+def function_to_record(function: Function) -> dict[str, Any]:
+    """Plain values for msgpack; the inverse of `function_from_record`."""
+    return {**_members(function), "latest": version_to_record(function.latest)}
+
+
+def function_from_record(record: Mapping[str, Any]) -> Function:
+    return Function(**{**record, "latest": version_from_record(record["latest"])})
+
+
+def version_to_record(version: FunctionVersion) -> dict[str, Any]:
+    """Plain values for msgpack; the inverse of `version_from_record`."""
+    return _members(version)
+
+
+def version_from_record(record: Mapping[str, Any]) -> FunctionVersion:
+    return FunctionVersion(**record)
+
+
+def _members(value: Function | FunctionVersion) -> dict[str, Any]:
+    """The members that make the value, which are those its constructor takes."""
+    members = {each.name: getattr(value, each.name) for each in fields(value) if each.init}
+    return {k: dict(v) if isinstance(v, Mapping) else v for k, v in members.items()}
+
+
+def changed(function: Function, **version: Any) -> Function:
+    """`function` with its `$LATEST` changed in the named fields."""
+    return replace(function, latest=replace(function.latest, **version))

@@ -1,0 +1,1 @@
+"""The gateway: the AWS endpoint and the public HTTP triggers, without any privilege."""

@@ -1,0 +1,133 @@
+"""The gateway process: `python -m trivet.gateway`, started by the launcher."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+from importlib.metadata import entry_points
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import redis.asyncio
+import structlog
+
+from trivet.aws import apigatewayv2, lambda_, logs, sts
+from trivet.aws.door import Door
+from trivet.aws.services import Services
+from trivet.aws.sigv4 import Verifier
+from trivet.bus.publish import Calls
+from trivet.bus.resp import parse_address
+from trivet.control import Control
+from trivet.core.arns import Place
+from trivet.gateway.durability import await_durable
+from trivet.gateway.listener import serve
+from trivet.gateway.platform import GatewayPlatform
+from trivet.gateway.welcome import deploy_welcome
+from trivet.reporting import configure_logging
+from trivet.runtimes import inherited_runtimes
+from trivet.settings import Settings, inherited_settings
+from trivet.store.accounts import AccountStore
+from trivet.store.apis import ApiStore
+from trivet.store.blobs import Blobs
+from trivet.store.functions import FunctionStore
+from trivet.store.logs import LogReader
+
+log = structlog.get_logger()
+
+LISTENERS_VARIABLE = "TRIVET_LISTEN_JSON"
+
+TABLES = {
+    "lambda": lambda_.OPERATIONS,
+    "apigatewayv2": apigatewayv2.OPERATIONS,
+    "logs": logs.OPERATIONS,
+    "sts": sts.OPERATIONS,
+}
+
+
+async def serve_gateway(settings: Settings) -> None:
+    control = Control.inherited()
+    control.on_closed(lambda: os._exit(0))  # the launcher is gone: nobody would restart or end us
+    listeners = _inherited_listeners()
+    durable = redis.asyncio.Redis.from_url(settings.durable_address, protocol=2)
+    await await_durable(durable, is_strict=settings.durability == "strict")
+
+    functions, apis, accounts = FunctionStore(durable), ApiStore(durable), AccountStore(durable)
+    blobs = Blobs(settings.blobs_path)
+    await anyio.to_thread.run_sync(blobs.prepare)
+    runtimes = frozenset(runtime.name for runtime in inherited_runtimes())
+    is_first_start = not await accounts.secrets()
+    await apis.load()
+    await apis.ensure_default()
+    if is_first_start:
+        own = next(name for name in sorted(runtimes) if name.startswith("python"))
+        role = f"arn:aws:iam::{settings.account}:role/welcome"
+        await deploy_welcome(functions, apis, blobs, runtime=own, role=role)
+    # Last of the first start: a crash before it makes the next start the first again.
+    await accounts.ensure()
+    access_keys = await accounts.secrets()
+
+    calls = Calls(
+        secrets.token_hex(8),
+        parse_address(settings.express_address),
+        admission_wait_ms=settings.admission_wait_ms,
+        max_concurrency=settings.max_concurrency,
+    )
+    platform = GatewayPlatform(settings, calls, functions, apis)
+
+    async def changed(name: str) -> None:
+        calls.tell_changed(name)
+
+    host, port = listeners["http"].getsockname()[:2]
+    services = Services(
+        place=Place(settings.region, settings.account),
+        platform=platform,
+        functions=functions,
+        blobs=blobs,
+        apis=apis,
+        logs=LogReader(settings.logs_path),
+        runtimes=runtimes,
+        http_url=f"http://{host}:{port}",
+        changed=changed,
+    )
+    door = Door(services, Verifier(access_keys.get, settings.region), TABLES)
+    stop = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(calls.run)
+        tasks.start_soon(_stop_on_signal, stop)
+        async with anyio.create_task_group() as serving:
+            serving.start_soon(lambda: serve(door, sock=listeners["aws"], stop=stop))
+            for application in _http_adapters(platform):
+                serving.start_soon(lambda: serve(application, sock=listeners["http"], stop=stop))  # noqa: B023  # one HTTP adapter
+            control.ready()
+        tasks.cancel_scope.cancel()
+    await durable.aclose()
+
+
+def _inherited_listeners() -> dict[str, socket.socket]:
+    descriptors: dict[str, int] = json.loads(os.environ[LISTENERS_VARIABLE])
+    return {name: socket.socket(fileno=fd) for name, fd in descriptors.items()}
+
+
+def _http_adapters(platform: GatewayPlatform) -> list[Any]:
+    """The applications for the public listener, found by entry point: the first one serves."""
+    found = entry_points(group="trivet.adapters")
+    return [point.load()(platform) for point in found][:1]
+
+
+async def _stop_on_signal(stop: anyio.Event) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            stop.set()
+
+
+def main() -> None:
+    configure_logging("gateway")
+    anyio.run(serve_gateway, inherited_settings(), backend_options={"use_uvloop": True})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Platform: what the gateway offers its adapters and the AWS operations, behind `trivet.ports`."""
+
+from __future__ import annotations
+
+from trivet.bus.publish import Calls
+from trivet.core.arns import LATEST, Place
+from trivet.core.functions import Function
+from trivet.core.invocations import Event, Match, Reply
+from trivet.errors import FunctionNotFound, RequestTooLarge
+from trivet.settings import Settings
+from trivet.store.apis import ApiStore
+from trivet.store.functions import FunctionStore
+from trivet_worker.wire import MAX_REQUEST_BYTES
+
+
+class GatewayPlatform:
+    """Implements `trivet.ports.Platform` over the express lane."""
+
+    def __init__(
+        self, settings: Settings, calls: Calls, functions: FunctionStore, apis: ApiStore
+    ) -> None:
+        self._place = Place(settings.region, settings.account)
+        self._init_limit_ms = settings.init_limit_ms
+        self._calls = calls
+        self._functions = functions
+        self._apis = apis
+
+    @property
+    def region(self) -> str:
+        return self._place.region
+
+    @property
+    def account(self) -> str:
+        return self._place.account
+
+    def match(self, host: str, method: str, path: str) -> Match | None:
+        return self._apis.match(host, method, path)
+
+    async def invoke(self, event: Event) -> Reply:
+        name = event.function
+        function = self._functions.cached(name) or await self._functions.get(name)
+        if function is None:
+            arn = self._place.function_arn(name, LATEST)
+            raise FunctionNotFound(f"Function not found: {arn}")
+        if len(event.payload) > MAX_REQUEST_BYTES:
+            raise RequestTooLarge(
+                f"{len(event.payload)} byte payload is too large for the RequestResponse "
+                f"invocation type (limit {MAX_REQUEST_BYTES} bytes)"
+            )
+        return await self._calls.invoke(
+            event,
+            version_key=function.latest.key,
+            invoked_arn=event.invoked_arn or self._place.function_arn(name),
+            limit_ms=self._limit_ms(function),
+        )
+
+    def _limit_ms(self, function: Function) -> int:
+        """The most it may take: an init that expires, another within the timeout, and the run."""
+        return self._init_limit_ms + 2 * function.latest.timeout_ms

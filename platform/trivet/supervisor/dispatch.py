@@ -1,0 +1,233 @@
+"""Dispatch: events from the lanes find the fleet of their function version."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import anyio
+import anyio.abc
+import structlog
+
+from trivet.bus import frames
+from trivet.core import scaling
+from trivet.core.functions import Function, FunctionVersion
+from trivet.settings import Settings
+from trivet.store.functions import FunctionStore
+from trivet.supervisor.deadlines import Deadlines
+from trivet.supervisor.fleet import Fleet
+from trivet.supervisor.pool import Pool
+
+log = structlog.get_logger()
+
+SWEEP_S = 1.0
+
+
+class Dispatcher:
+    """Implements `consume.Taker`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        pool: Pool,
+        store: FunctionStore,
+        deadlines: Deadlines,
+        tasks: anyio.abc.TaskGroup,
+    ) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._store = store
+        self._deadlines = deadlines
+        self._tasks = tasks
+        self._loop = asyncio.get_running_loop()
+        self._fleets: dict[tuple[str, str], Fleet] = {}
+        self._by_function: dict[str, list[Fleet]] = {}
+        # Events whose version is being fetched.
+        self._loading: dict[tuple[str, str], list[frames.Delivery]] = {}
+        self._finished: anyio.Event | None = None  # set once nothing runs or waits any more
+        self._is_starved = False  # some fleet wants a slot and has none
+        # Given by the composition root, since intake and dispatcher need each other.
+        self.answer: Callable[[frames.Delivery, bytes], None]
+        self.read: Callable[[str], None]
+
+    def __repr__(self) -> str:
+        return f"<Dispatcher {len(self._fleets)} fleets, {len(self._loading)} loading>"
+
+    # ------------------------------------------------------------------ consume.Taker
+
+    def room(self, function: str) -> int:
+        fleets = self._by_function.get(function)
+        if not fleets:
+            # Unknown here: take as many as could start, and learn its version from the first.
+            return max(1, min(self._pool.free_slots, 4)) if not self._is_loading(function) else 0
+        demand = fleets[-1].demand()
+        free = self._pool.free_slots
+        if free == 0 and self._pool.is_full and not demand.busy and self._has_idle_elsewhere():
+            free = 1
+        room = scaling.room(demand, free_slots=free)
+        if room == 0:
+            self._is_starved = True
+        return room
+
+    def take(self, deliveries: list[frames.Delivery]) -> None:
+        touched = set()
+        now_ms = int(time.time() * 1000)
+        for delivery in deliveries:
+            if delivery.expires_ms < now_ms:
+                self._refuse(delivery)
+                continue
+            key = (delivery.function, delivery.version_key)
+            fleet = self._fleets.get(key)
+            if fleet is None:
+                self._load(key, delivery)
+            else:
+                fleet.queue.append(delivery)
+                touched.add(fleet)
+        for fleet in touched:
+            self._assign(fleet)
+
+    def is_idle(self, function: str) -> bool:
+        return not self._by_function.get(function) and not self._is_loading(function)
+
+    def changed(self, function: str) -> None:
+        self._tasks.start_soon(self._retire_changed, function)
+
+    # ------------------------------------------------------------------ fleets
+
+    def _is_loading(self, function: str) -> bool:
+        return any(name == function for name, _ in self._loading)
+
+    def _load(self, key: tuple[str, str], delivery: frames.Delivery) -> None:
+        waiting = self._loading.get(key)
+        if waiting is None:
+            self._loading[key] = [delivery]
+            self._tasks.start_soon(self._begin_fleet, key)
+        else:
+            waiting.append(delivery)
+
+    async def _begin_fleet(self, key: tuple[str, str]) -> None:
+        version: FunctionVersion | None = None
+        message = "The function's version is gone."
+        try:
+            version = await self._store.version(*key)
+        except Exception as error:
+            # Whatever the durable server says, the callers must hear of it.
+            log.error("version.unreadable", function=key[0], error=str(error))
+            message = "The function's version could not be read."
+        waiting = self._loading.pop(key)
+        if version is not None and not self._pool.runs(version.runtime):
+            message = f"The runtime {version.runtime} is not on this machine any more."
+            version = None
+        if version is None:
+            for delivery in waiting:
+                failed = frames.pack_failure(delivery.call, "ServiceException", 500, message)
+                self.answer(delivery, failed)
+            return
+        fleet = Fleet(
+            version,
+            self._pool,
+            self._deadlines,
+            init_limit_ms=self._settings.init_limit_ms,
+            answer=self.answer,
+            rested=self._rested,
+        )
+        self._fleets[key] = fleet
+        for older in self._by_function.setdefault(key[0], []):
+            older.supersede()
+        self._by_function[key[0]].append(fleet)
+        fleet.queue.extend(waiting)
+        self._assign(fleet)
+        self.read(key[0])
+
+    def _assign(self, fleet: Fleet) -> None:
+        unmet = fleet.assign()
+        if unmet:
+            self._is_starved = True
+            if self._pool.is_full:
+                self._make_room(fleet)
+
+    def _make_room(self, hungry: Fleet) -> None:
+        """The host is full: the environment idle longest elsewhere gives way."""
+        oldest: Fleet | None = None
+        for fleet in self._fleets.values():
+            if fleet is hungry or not fleet.idle:
+                continue
+            if oldest is None or fleet.idle[0].idle_since < oldest.idle[0].idle_since:
+                oldest = fleet
+        if oldest is not None:
+            oldest.retire(idle_before=oldest.idle[0].idle_since + 1e-9)
+
+    def _has_idle_elsewhere(self) -> bool:
+        return any(fleet.idle for fleet in self._fleets.values())
+
+    def _rested(self, function: str) -> None:
+        if self._finished is not None and not self.is_busy:
+            self._finished.set()
+        self.read(function)
+        # An idle environment of one function is a slot that another may take over.
+        if self._is_starved and len(self._by_function) > 1:
+            self.slot_freed()
+
+    def slot_freed(self) -> None:
+        """A start became possible: those who wanted one go first, in turn."""
+        if self._is_starved:
+            self._is_starved = False
+            self._loop.call_soon(self._feed)
+
+    def _feed(self) -> None:
+        for function, fleets in list(self._by_function.items()):
+            for fleet in fleets:
+                if fleet.queue:
+                    self._assign(fleet)
+            self.read(function)
+
+    def _refuse(self, delivery: frames.Delivery) -> None:
+        refused = frames.pack_failure(
+            delivery.call, "TooManyRequestsException", 429, "Rate Exceeded."
+        )
+        self.answer(delivery, refused)
+
+    async def _retire_changed(self, function: str) -> None:
+        """A function was updated or deleted: what is warm of its old version goes."""
+        if function not in self._by_function:
+            return
+        try:
+            current: Function | None = await self._store.fetch(function)
+        except Exception as error:
+            # Not urgent: the next event brings the new version's key along.
+            log.warning("function.unreadable", function=function, error=str(error))
+            return
+        for fleet in self._by_function.get(function, []):
+            if current is None or fleet.version.key != current.latest.key:
+                fleet.supersede()
+
+    # ------------------------------------------------------------------ what keeps it going
+
+    async def sweep(self, left: Callable[[], None]) -> None:
+        """Retire what idled too long; `left` lets go of streams that nobody needs here."""
+        while True:
+            await anyio.sleep(SWEEP_S)
+            idle_before = self._loop.time() - self._settings.keep_warm_ms / 1000
+            now_ms = int(time.time() * 1000)
+            for key, fleet in list(self._fleets.items()):
+                retired = fleet.retire(idle_before=idle_before)
+                if retired:
+                    log.info("environments.retired", function=key[0], count=retired)
+                fleet.fail_expired(now_ms)
+                if fleet.is_empty:
+                    del self._fleets[key]
+                    self._by_function[key[0]].remove(fleet)
+                    if not self._by_function[key[0]]:
+                        del self._by_function[key[0]]
+            left()
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._loading) or any(f.is_busy for f in self._fleets.values())
+
+    async def finished(self) -> None:
+        """Returns once nothing runs or waits here."""
+        if self.is_busy:
+            self._finished = anyio.Event()
+            await self._finished.wait()

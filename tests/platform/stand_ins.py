@@ -1,0 +1,190 @@
+"""Stand-ins: small real programs in the places of the launcher's parts, which tell what they see.
+
+    python stand_ins.py launch SETTINGS_JSON PLAN_JSON [--ready-fd N]
+    python stand_ins.py service NAME BEHAVIOUR
+    python stand_ins.py zygote RUNTIME ... --commands FD --parent FD
+
+Each reports by datagrams to the socket named in REPORT_TO: {"name", "pid", "event", ...}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+HERE = os.path.abspath(__file__)
+REPORT_TO = "REPORT_TO"
+
+
+def report(name: str, event: str, **details: Any) -> None:
+    message = json.dumps({"name": name, "pid": os.getpid(), "event": event, **details})
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.sendto(message.encode(), os.environ[REPORT_TO])
+
+
+def open_descriptors() -> list[int]:
+    """Those of now: the one that lists them is gone when they are looked at again."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            os.fstat(int(name))
+            found.append(int(name))
+    return sorted(found)
+
+
+# -------------------------------------------------------------------------- launcher
+
+
+def launch(settings_json: str, plan_json: str, arguments: Sequence[str]) -> int:
+    """The real launcher with other programs for its services and zygotes."""
+    from trivet.errors import TrivetError
+    from trivet.launcher import refusals
+    from trivet.launcher.__main__ import Report
+    from trivet.launcher.__main__ import launch as really_launch
+    from trivet.launcher.identities import Identities
+    from trivet.launcher.processes import ServiceSpec
+    from trivet.launcher.services import LISTEN_VARIABLE, ZygoteSpec
+    from trivet.runtimes import Runtime
+    from trivet.settings import Settings
+
+    plan: Mapping[str, str] = json.loads(plan_json)
+    variables = {REPORT_TO: os.environ[REPORT_TO]}
+    program = (sys.executable, "-I", HERE)
+
+    def services(
+        settings: Settings,
+        runtimes: Sequence[Runtime],
+        who: Identities | None,
+        listeners: Mapping[str, socket.socket],
+    ) -> list[ServiceSpec]:
+        ends = {name: listener.fileno() for name, listener in listeners.items()}
+        return [
+            ServiceSpec(
+                name=name,
+                argv=(*program, "service", name, behaviour),
+                variables={**variables, LISTEN_VARIABLE: json.dumps(ends)}
+                if name == "gateway"
+                else variables,
+                descriptors=tuple(ends.values()) if name == "gateway" else (),
+                identity=getattr(who, name, None),
+            )
+            for name, behaviour in plan.items()
+        ]
+
+    def zygotes(runtimes: Sequence[Runtime]) -> list[ZygoteSpec]:
+        return [
+            ZygoteSpec(
+                runtime=runtime,
+                spec=ServiceSpec(
+                    name=f"zygote {runtime.name}",
+                    argv=(*program, "zygote", runtime.name),
+                    variables=variables,
+                    dies_with_launcher=False,
+                ),
+            )
+            for runtime in runtimes[:1]
+        ]
+
+    told = Report(int(arguments[1]) if arguments else None)
+    try:
+        settings = Settings(**json.loads(settings_json))
+        really_launch(settings, told, make_services=services, make_zygotes=zygotes)
+    except TrivetError as error:
+        told.refused(error)
+        return refusals.exit_code(error)
+    report("launcher", "ended")
+    return 0
+
+
+# -------------------------------------------------------------------------- services
+
+
+def serve(name: str, behaviour: str) -> NoReturn:
+    if behaviour == "broken":
+        sys.exit("the moon is in the wrong house")
+    if behaviour == "refusing":
+        print("these settings cannot be used", file=sys.stderr)
+        sys.exit(78)
+    descriptors = open_descriptors()
+    control = socket.socket(fileno=int(os.environ["TRIVET_CONTROL_FD"]))
+    wakeups, end = socket.socketpair()
+    end.setblocking(False)
+    signal.set_wakeup_fd(end.fileno())
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    report(
+        name,
+        "started",
+        environment=dict(os.environ),
+        descriptors=descriptors,
+        listen=os.environ.get("TRIVET_LISTEN_JSON"),
+        ids=[*os.getresuid(), *os.getresgid(), *os.getgroups()],
+        session=os.getsid(0),
+    )
+    from trivet_worker import wire
+
+    bits = wire.ISOLATION_PID | wire.ISOLATION_UID if name == "supervisor" else 0
+    control.send(bytes([1, 0, 0, 0]) + bits.to_bytes(4, "little"))
+    zygotes = []
+    while True:
+        readable, _, _ = select.select([control, wakeups], [], [])
+        if wakeups in readable:
+            wakeups.recv(1)
+            report(name, "asked to end")
+            if behaviour != "stubborn":
+                sys.exit(0)
+        if control in readable:
+            message, received, _, _ = socket.recv_fds(control, 256, 4)
+            if not message:
+                report(name, "launcher gone")
+                sys.exit(0)
+            zygotes.append(socket.socket(fileno=received[0]))
+            zygotes[-1].send(b"spawn")
+            report(name, "zygote", runtime=message[8:].decode())
+
+
+def be_zygote(runtime: str, arguments: Sequence[str]) -> NoReturn:
+    descriptors = open_descriptors()
+    commands = socket.socket(fileno=int(arguments[arguments.index("--commands") + 1]))
+    parent = int(arguments[arguments.index("--parent") + 1])
+    report("zygote", "started", runtime=runtime, descriptors=descriptors)
+    environments: list[int] = []
+    while True:
+        readable, _, _ = select.select([commands.fileno(), parent], [], [])
+        if commands.fileno() in readable and commands.recv(256):
+            environments.append(_environment(commands, parent))
+            continue
+        for pid in environments:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        report("zygote", "ended", why="parent" if parent in readable else "commands")
+        sys.exit(0)
+
+
+def _environment(commands: socket.socket, parent: int) -> int:
+    pid = os.fork()
+    if pid == 0:
+        commands.close()
+        os.close(parent)
+        os.setsid()
+        report("environment", "started")
+        while True:
+            time.sleep(3600)
+    return pid
+
+
+if __name__ == "__main__":
+    role, *rest = sys.argv[1:]
+    if role == "launch":
+        sys.exit(launch(rest[0], rest[1], rest[2:]))
+    elif role == "service":
+        serve(rest[0], rest[1])
+    else:
+        be_zygote(rest[0], rest[1:])

@@ -1,0 +1,155 @@
+"""How an environment is kept apart, seen from inside and from outside."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from tests.workers import driver
+from tests.workers.conftest import Code, Run, needs_root
+from tests.workers.driver import Zygote
+
+from trivet_worker import wire
+
+_LOOK = """
+import ctypes, os, resource, signal
+
+def status():
+    return dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines()
+                if ":\\t" in line)
+
+def attempt(action, *arguments):
+    try:
+        return action(*arguments) and None
+    except OSError as error:
+        return error.errno
+
+def handler(event, context):
+    return eval(event)
+"""
+
+
+def test_the_level_is_told(zygote: Zygote) -> None:
+    apart = wire.ISOLATION_PID | wire.ISOLATION_MOUNT
+    is_root = next(zygote.uids) != 0
+    own = wire.ISOLATION_UID if is_root else wire.ISOLATION_USER
+    assert zygote.bits == apart | own
+
+
+def test_an_environment_is_process_one_of_its_own_world(run: Run) -> None:
+    environment = run(_LOOK)
+    assert environment.invoke("[os.getpid(), os.getsid(0), os.getpgrp()]").json == [1, 1, 1]
+    assert environment.invoke("sorted(p for p in os.listdir('/proc') if p.isdigit())").json == ["1"]
+    assert os.getpgid(environment.pid) == environment.pid
+
+
+def test_it_has_no_power(run: Run) -> None:
+    environment = run(_LOOK)
+    status = environment.invoke("status()").json
+    for field in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(status[field], 16) == 0, field
+    assert status["NoNewPrivs"] == "1"
+    assert int(status["SigBlk"], 16) == 0
+    assert int(status["SigIgn"], 16) == 1 << (signal.SIGPIPE - 1)
+    assert int(status["SigCgt"], 16) == 1 << (signal.SIGINT - 1)
+    assert status["Umask"] == "0022"
+    # In a user namespace, root does not even exist.
+    assert environment.invoke("attempt(os.setuid, 0)").json in (errno.EPERM, errno.EINVAL)
+    assert environment.invoke("resource.getrlimit(resource.RLIMIT_NOFILE)").json == [1024, 1024]
+    assert environment.invoke("resource.getrlimit(resource.RLIMIT_CORE)").json == [0, 0]
+
+
+@needs_root
+def test_every_environment_of_root_has_a_uid_of_its_own(code: Code) -> None:
+    zygote = driver.start_zygote()
+    folder = code(_LOOK)
+    seen = []
+    for _ in range(2):
+        environment = zygote.spawn(folder)
+        environment.init()
+        ids = environment.invoke("[*os.getresuid(), *os.getresgid(), *os.getgroups()]").json
+        seen.append(set(ids))
+    assert seen == [{driver.FIRST_UID}, {driver.FIRST_UID + 1}]
+    zygote.close()
+
+
+@needs_root
+@pytest.mark.parametrize("uid", [0, -1, -(2**31)])
+def test_nothing_runs_as_root(zygote: Zygote, code: Code, uid: int) -> None:
+    if next(zygote.uids) == 0:
+        pytest.skip("this zygote has no root to lend")
+    environment = zygote.send_spawn(code(_LOOK), uid=uid)
+    message = zygote.receive()
+    assert (message.kind, message.number) == (wire.REFUSED, environment.number)
+    assert message.first == errno.EPERM
+
+
+def test_it_has_four_descriptors(run: Run) -> None:
+    environment = run(_LOOK)
+    # The fifth is the listing's own.
+    seen = "{n: os.readlink(f'/proc/self/fd/{n}').split(':')[0] for n in range(4)}"
+    assert environment.invoke("os.listdir('/proc/self/fd')").json == ["0", "1", "2", "3", "4"]
+    assert environment.invoke(seen).json == {
+        "0": "/dev/null",
+        "1": "pipe",
+        "2": "pipe",
+        "3": "socket",
+    }
+
+
+def test_the_code_cannot_be_written(zygote: Zygote, code: Code) -> None:
+    folder = code(_LOOK)
+    folder.chmod(0o777)
+    (folder / "index.py").chmod(0o666)
+    environment = zygote.spawn(folder)
+    environment.init()
+    assert environment.invoke("[os.getcwd(), os.listdir()]").json == ["/var/task", ["index.py"]]
+    for path in ("/var/task/new", "/var/task/index.py", "/var/new", "/dev/shm/new", "/new"):
+        assert environment.invoke(f"attempt(open, {path!r}, 'a')").json == errno.EROFS, path
+
+
+def test_tmp_is_private_and_stays_between_invocations(run: Run) -> None:
+    first, second = run(_LOOK), run(_LOOK)
+    assert first.invoke("[os.listdir('/tmp'), oct(os.stat('/tmp').st_mode)]").json == [
+        [],
+        "0o41777",
+    ]
+    first.invoke("open('/tmp/note', 'w').write('mine')")
+    assert first.invoke("open('/tmp/note').read()").json == "mine"
+    assert second.invoke("os.listdir('/tmp')").json == []
+    assert not Path("/tmp/note").exists()
+    size = "os.statvfs('/tmp').f_blocks * os.statvfs('/tmp').f_frsize"
+    assert first.invoke(size).json == 512 * 1024 * 1024
+
+
+def test_what_others_keep_on_this_machine_is_not_there(run: Run) -> None:
+    environment = run(_LOOK)
+    assert environment.invoke("os.listdir('/var')").json == ["task"]
+    for folder in ("/opt", "/home", "/root"):
+        known = set(os.listdir(folder)) if Path(folder).is_dir() and os.geteuid() == 0 else set()
+        left = set(environment.invoke(f"os.listdir({folder!r})").json) if known else set()
+        # Only the way to an interpreter, which names no more than it must.
+        assert len(left) <= 1, folder
+
+
+def test_the_zygote_cannot_be_seen_from_a_stack_frame(run: Run) -> None:
+    environment = run(
+        "import sys\n"
+        "def handler(event, context):\n"
+        "    frame, names = sys._getframe(), []\n"
+        "    while frame:\n"
+        "        names += [type(value).__name__ for value in frame.f_locals.values()]\n"
+        "        frame = frame.f_back\n"
+        "    return names\n"
+    )
+    assert not {"Zygote", "Isolation", "socket"} & set(environment.invoke().json)
+
+
+def test_a_signal_cannot_reach_another_environment(run: Run) -> None:
+    first, second = run(_LOOK), run(_LOOK)
+    first.invoke("attempt(os.kill, -1, 9)")
+    assert first.invoke(f"attempt(os.kill, {second.pid}, 9)").json == errno.ESRCH
+    assert second.invoke("1").json == 1

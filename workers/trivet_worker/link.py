@@ -1,0 +1,32 @@
+"""Link: commands and the descriptors beside them, through a socket that keeps messages apart.
+
+The standard library's recv_fds and send_fds would do, but they drop the flags they are given.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from trivet_worker.wire import COMMAND
+
+_DESCRIPTOR = struct.Struct("i")
+_DESCRIPTORS_PER_COMMAND = 3
+
+
+def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
+    """One message that has arrived, or BlockingIOError. Too many descriptors make it empty."""
+    room = socket.CMSG_SPACE(_DESCRIPTORS_PER_COMMAND * _DESCRIPTOR.size)
+    flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+    message, extras, state, _ = connection.recvmsg(COMMAND.size + 1, room, flags)
+    descriptors: list[int] = []
+    for level, kind, data in extras:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            whole = data[: len(data) - len(data) % _DESCRIPTOR.size]
+            descriptors += (number for (number,) in _DESCRIPTOR.iter_unpack(whole))
+    return b"" if state & socket.MSG_CTRUNC else message, descriptors
+
+
+def send(connection: socket.socket, message: bytes, descriptor: int) -> None:
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTOR.pack(descriptor))
+    connection.sendmsg([message], [rights] if descriptor >= 0 else [], socket.MSG_DONTWAIT)
