@@ -30,6 +30,9 @@ WITHDRAW = script("withdraw")
 
 # The stream of replies outlives a gateway by this long, and no longer.
 REPLIES_LIFETIME_S = 60
+# What was read is trimmed off that stream in batches: it holds little more than what is unread.
+TRIM_EVERY = 64
+TRIM_BYTES = 262_144
 SWEEP_S = 0.25
 # A ring can be lost with the supervisor that heard it. A call unanswered for this long rings again.
 RING_AGAIN_S = 1.0
@@ -227,6 +230,7 @@ class Calls:
     async def _read_replies(self, replies: Connection) -> None:
         stream = keys.replies(self._gateway)
         last = b"0"
+        read = read_bytes = 0
         while True:
             reply = await replies.call(
                 "XREAD", "COUNT", 128, "BLOCK", 10_000, "STREAMS", stream, last
@@ -236,8 +240,11 @@ class Calls:
             for entry_id, fields in reply[0][1]:
                 self._on_frames(fields[1])
                 last = entry_id
-            # What was read goes, so the stream holds only what is still unread.
-            replies.send(pack(("XTRIM", stream, "MINID", last)), _ignored)
+                read += 1
+                read_bytes += len(fields[1])
+            if read >= TRIM_EVERY or read_bytes >= TRIM_BYTES:
+                read = read_bytes = 0
+                replies.send(pack(("XTRIM", stream, "MINID", last)), _ignored)
 
     def _fail_all(self) -> None:
         """The express server went, and with it every event and every reply it held."""
