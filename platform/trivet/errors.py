@@ -30,6 +30,13 @@ class PlatformError(TrivetError):
     """Trivet or its machine failed, not the caller and not the function: a 5xx."""
 
 
+class Forbidden(CallerError):
+    """No policy lets this caller do it."""
+
+    status = 403
+    error_type = "AccessDeniedException"
+
+
 class FunctionNotFound(CallerError):
     status = 404
     error_type = "ResourceNotFoundException"

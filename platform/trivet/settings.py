@@ -42,6 +42,9 @@ class Settings:
     init_limit_ms: int = 10_000  # how long a function may initialise
     cells: int = 1  # booted and unassigned Node processes per Node runtime
     log_bytes_per_s: int = 1_000_000  # an environment's log lines beyond this rate are dropped
+    log_days: int = 14  # log lines older than this are removed
+    log_mb: int = 1024  # the oldest log files go when all together are larger; 1 MB is 2**20 bytes
+    metrics_for: str = "loopback"  # who may read /metrics without a signature; or "all"
     first_uid: int = 100_000  # environments run as uids from here on, when started as root
     service_uid: int = 64_100  # services run as this uid and the few after it, when root
 
@@ -156,6 +159,10 @@ def _checked(settings: Settings) -> Settings:
         raise SettingsError("max_environments must be at least 1")
     if settings.durability not in ("strict", "relaxed"):
         raise SettingsError("durability must be 'strict' or 'relaxed'")
+    if settings.log_days < 1 or settings.log_mb < 1:
+        raise SettingsError("log_days and log_mb must be at least 1")
+    if settings.metrics_for not in ("loopback", "all"):
+        raise SettingsError("metrics_for must be 'loopback' or 'all'")
     # A unix socket's path is held in 108 bytes, its terminating zero included.
     if len(os.fsencode(settings.durable_socket)) > 107:
         message = f"the data folder's path is too long for a unix socket: {settings.data}"

@@ -18,10 +18,13 @@ import pytest
 from trivet import (
     Event,
     FunctionNotFound,
+    FunctionUrl,
     Match,
     PlatformError,
+    Presented,
     Reply,
     RequestTooLarge,
+    Signer,
     Throttled,
     TrivetError,
     Unavailable,
@@ -78,6 +81,9 @@ class FewFunctions:
             path=path,
             path_parameters={"proxy": path.removeprefix("/fn/")},
         )
+
+    async def authorize(self, url: FunctionUrl, request: Presented) -> Signer | None:
+        raise AssertionError(url)  # no Match here has one
 
     async def invoke(self, event: Event) -> Reply:
         self.events.append(event)

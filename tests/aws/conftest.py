@@ -9,11 +9,13 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import anyio
 import boto3
 import pytest
 import uvicorn
 from botocore.config import Config
 
+from trivet import AsyncClient, Client
 from trivet.aws import logs, sts
 from trivet.aws.door import Door
 from trivet.aws.services import Operation, Services
@@ -38,9 +40,13 @@ def services(tmp_path: Path) -> Services:
     return Services(
         place=Place("us-east-1", "123456789012"),
         platform=absent,
+        publisher=absent,
+        bills=absent,
+        triggers=absent,
         functions=absent,
         blobs=absent,
         apis=absent,
+        urls=absent,
         logs=LogReader(tmp_path / "logs"),
         runtimes=frozenset(),
         http_url="http://127.0.0.1:8080",
@@ -89,3 +95,28 @@ def client(service: str, url: str, *, secret: str = SECRET, **settings: Any) -> 
         config=Config(retries={"max_attempts": 0}, parameter_validation=False),
         **settings,
     )
+
+
+Speak = Callable[..., Any]
+"""speak(url, "invoke", ...) does it with a client of the kind that is tested."""
+
+
+def blocking(url: str, name: str, *arguments: Any, **options: Any) -> Any:
+    with Client(url, access_key=ACCESS_KEY, secret=SECRET) as client:
+        result = getattr(client, name)(*arguments, **options)
+        return list(result) if name == "logs" else result
+
+
+def asynchronous(url: str, name: str, *arguments: Any, **options: Any) -> Any:
+    async def do() -> Any:
+        async with AsyncClient(url, access_key=ACCESS_KEY, secret=SECRET) as client:
+            result = getattr(client, name)(*arguments, **options)
+            return [line async for line in result] if name == "logs" else await result
+
+    return anyio.run(do)
+
+
+@pytest.fixture(params=[blocking, asynchronous])
+def speak(request: pytest.FixtureRequest) -> Speak:
+    found: Speak = request.param
+    return found

@@ -13,8 +13,9 @@ from botocore.credentials import Credentials
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from trivet.aws.canonical import normalized
 from trivet.aws.refusals import Refused
-from trivet.aws.sigv4 import Verified, Verifier, normalized
+from trivet.aws.sigv4 import Verified, Verifier
 
 KEY, SECRET = "AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
 HOST = "127.0.0.1:4566"

@@ -3,7 +3,6 @@ import json
 import pytest
 
 from trivet.core import outcomes
-from trivet.core.billing import billed_ms
 
 
 def test_a_timeout_has_the_payload_and_the_line_of_aws() -> None:
@@ -46,13 +45,3 @@ def test_a_readable_report_is_passed_on_as_it_is() -> None:
     payload = b'{"errorType": "ValueError", "errorMessage": "x"}'
     assert outcomes.raised(payload).payload == payload
     assert outcomes.raised(payload).error_type == "ValueError"
-
-
-@pytest.mark.parametrize(
-    ("run_ns", "init_ns", "billed"),
-    [(0, 0, 0), (1, 0, 1), (1_000_000, 0, 1), (1_000_001, 0, 2), (900_000, 900_000, 2)],
-)
-def test_billed_time_is_run_and_init_rounded_up_once(
-    run_ns: int, init_ns: int, billed: int
-) -> None:
-    assert billed_ms(run_ns, init_ns) == billed

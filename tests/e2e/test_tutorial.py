@@ -91,12 +91,6 @@ def test_the_caller_s_identity(platform: Running) -> None:
     assert identity["Account"] == "123456789012"
 
 
-def test_an_async_invocation_is_refused_in_words(platform: Running) -> None:
-    words = ("--function-name", "welcome", "--invocation-type", "Event", "/dev/null")
-    refused = platform.aws("lambda", "invoke", *words, check=False)
-    assert "NotImplementedException" in refused
-
-
 def test_wrong_keys_are_refused(platform: Running) -> None:
     client = platform.client("lambda")
     client._request_signer._credentials.secret_key = "wrong"

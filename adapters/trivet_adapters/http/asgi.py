@@ -13,13 +13,16 @@ from trivet import (
     Match,
     Platform,
     PlatformError,
+    Presented,
     RequestTooLarge,
     Throttled,
     TrivetError,
 )
+from trivet_adapters.http import urls
 from trivet_adapters.http.identities import Identity, new_identity
 from trivet_adapters.http.replies import (
     BODILESS,
+    Header,
     MalformedReply,
     Response,
     read_reply,
@@ -44,6 +47,9 @@ TOO_MANY = refusal(429, "Too Many Requests", (b"retry-after", b"1"))
 FAILED = refusal(500, "Internal Server Error")
 UNAVAILABLE = refusal(503, "Service Unavailable")
 
+_LIMIT = (LARGEST_BODY_BYTES, TOO_LARGE)
+_URL_LIMIT = (urls.LARGEST_BODY_BYTES, urls.TOO_LARGE)
+
 
 def application(
     platform: Platform, *, longest_integration_s: float = LONGEST_INTEGRATION_S
@@ -60,41 +66,54 @@ def application(
         match = platform.match(
             domain_of(named.get("host", "")).lower(), scope["method"], scope["path"]
         )
+        url = match.url if match is not None else None
         if match is None:
-            response = NOT_FOUND
+            is_url = urls.HOST in named.get("host", "").lower()
+            response = urls.NOT_THERE if is_url else NOT_FOUND
         else:
-            body = await _read_body(receive, named.get("content-length"))
+            limit = _LIMIT if url is None else _URL_LIMIT
+            body = await _read_body(receive, named.get("content-length"), *limit)
             if body is None:
                 return
             if isinstance(body, Response):
                 response = body
             else:
                 request = _request(scope, headers, named, body, int(now_s * 1000), identity)
-                response = await _invoke(platform, request, match, longest_integration_s)
-        await _send(send, response, scope["method"], identity)
+                if url is None:
+                    response = await _invoke(platform, request, match, longest_integration_s)
+                else:
+                    presented = _presented(scope, body)
+                    response = await urls.answer(platform, request, match, url, presented)
+        if url is None:
+            own = [(b"apigw-requestid", identity.request_id.encode())]
+        else:
+            own = urls.own_headers(url, identity, named.get("origin"))
+        await _send(send, response, scope["method"], own)
 
     return serve
 
 
-async def _read_body(receive: Receive, announced: str | None) -> bytes | Response | None:
-    """The whole body, the refusal of one that is too large, or None if the client has gone."""
+async def _read_body(
+    receive: Receive, announced: str | None, most_bytes: int, too_large: Response
+) -> bytes | Response | None:
+    """The whole body, `too_large` if it is that, or None if the client has gone."""
     # The announced length is the parser's to check; here it only saves reading in vain.
-    if announced and announced.isdecimal() and int(announced) > LARGEST_BODY_BYTES:
-        return TOO_LARGE
+    if announced and announced.isdecimal() and int(announced) > most_bytes:
+        return too_large
     message = await receive()
     if message["type"] != "http.request":
         return None
     body: bytes = message.get("body", b"")
     if not message.get("more_body", False):
-        return body if len(body) <= LARGEST_BODY_BYTES else TOO_LARGE
+        return body if len(body) <= most_bytes else too_large
     parts = bytearray(body)
     while message.get("more_body", False):
         message = await receive()
         if message["type"] != "http.request":
             return None
         parts += message.get("body", b"")
-        if len(parts) > LARGEST_BODY_BYTES:
-            return TOO_LARGE
+        if len(parts) > most_bytes:
+            return too_large
     return bytes(parts)
 
 
@@ -150,8 +169,18 @@ async def _invoke(platform: Platform, request: Request, match: Match, longest_s:
         return FAILED
 
 
-async def _send(send: Send, response: Response, method: str, identity: Identity) -> None:
-    headers = [*response.headers, (b"apigw-requestid", identity.request_id.encode())]
+def _presented(scope: Scope, body: bytes) -> Presented:
+    return Presented(
+        method=scope["method"],
+        raw_path=scope["raw_path"],
+        query=scope["query_string"],
+        headers=scope["headers"],
+        body=body,
+    )
+
+
+async def _send(send: Send, response: Response, method: str, own: list[Header]) -> None:
+    headers = [*response.headers, *own]
     body = response.body
     if response.status in BODILESS:
         body = b""

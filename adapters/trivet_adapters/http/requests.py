@@ -101,10 +101,11 @@ def event_payload(request: Request, match: Match, account: str) -> bytes:
     """The event for the function, in the payload format that its Route asks for."""
     if match.payload_format == "1.0":
         return orjson.dumps(_event_1_0(request, match, account))
-    return orjson.dumps(_event_2_0(request, match, account))
+    return orjson.dumps(event_2_0(request, match, account))
 
 
-def _event_2_0(request: Request, match: Match, account: str) -> dict[str, Any]:
+def event_2_0(request: Request, match: Match, account: str) -> dict[str, Any]:
+    """The event of format 2.0, as members of JSON."""
     headers: dict[str, str] = {}
     cookies: list[str] = []
     for name, value in _headers_shown(request):

@@ -19,6 +19,7 @@ from anyio.to_thread import run_sync
 
 from trivet.errors import NotImplementedHere, PlatformError, TrivetError
 
+from .canonical import normalized
 from .json_target import JsonTarget
 from .model import Answer, Model, Request, load, unknown
 from .query import Query
@@ -26,7 +27,7 @@ from .refusals import Refused, not_serializable
 from .rest_json import RestJson
 from .router import Found
 from .services import Caller, Operation, Services
-from .sigv4 import Claim, Verifier, normalized
+from .sigv4 import Claim, Verifier
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -104,9 +105,6 @@ class Door:
         if scope["type"] != "http":
             raise RuntimeError(f"the AWS door does not speak {scope['type']}")
         request_id = str(uuid4())
-        if scope["path"] == "/health" and scope["method"] == "GET":
-            await _send(send, Answer(200, b'{"status":"ok"}'), request_id)
-            return
         started = perf_counter()
         fields = dict(scope["headers"])
         query = scope["query_string"]

@@ -1,4 +1,4 @@
-"""Models: AWS's own description of its services, as botocore ships them.
+"""Models: AWS's own description of its services, as botocore ships them, and ours beside them.
 
 Read from botocore's data files directly: importing botocore itself would cost 200 ms and 18 MB,
 and its model classes are made for clients.
@@ -10,9 +10,13 @@ import gzip
 import importlib.resources
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import orjson
+
+OWN_MODELS = str(Path(__file__).with_name("models"))
+"""Models of ours, in botocore's layout: a client made of botocore may search here too."""
 
 
 @dataclass(slots=True)
@@ -74,7 +78,11 @@ class Model:
 
 
 def load(service: str) -> Model:
-    """The newest model of a service. `service` is botocore's name of it."""
+    """The newest model of a service. `service` is botocore's name of it, or "trivet": ours."""
+    own = Path(OWN_MODELS, service)
+    if own.is_dir():
+        newest = max(entry.name for entry in own.iterdir())
+        return Model(service, orjson.loads((own / newest / "service-2.json").read_bytes()))
     versions = importlib.resources.files("botocore") / "data" / service
     newest = max(entry.name for entry in versions.iterdir() if entry.is_dir())
     packed = (versions / newest / "service-2.json.gz").read_bytes()

@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trivet.core.arns import Place
-from trivet.ports import Platform
+from trivet.ports import Platform, Publisher
 
 if TYPE_CHECKING:
     from trivet.store.apis import ApiStore
+    from trivet.store.bills import BillStore
     from trivet.store.blobs import Blobs
     from trivet.store.functions import FunctionStore
     from trivet.store.logs import LogReader
+    from trivet.store.triggers import TriggerStore
+    from trivet.store.urls import UrlStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,10 +31,14 @@ class Services:
 
     place: Place
     platform: Platform
+    publisher: Publisher
     functions: FunctionStore
     blobs: Blobs
     apis: ApiStore
+    urls: UrlStore
     logs: LogReader
+    bills: BillStore
+    triggers: TriggerStore
     runtimes: frozenset[str]  # names this machine can run: "python3.11", "nodejs20.x"
     http_url: str  # base of the public HTTP triggers
     changed: Callable[[str], Awaitable[None]]  # tells supervisors that a function changed or went

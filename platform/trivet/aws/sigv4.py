@@ -15,11 +15,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from hashlib import sha256
-from urllib.parse import quote_from_bytes, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
+from .canonical import (
+    ALGORITHM,
+    Pair,
+    canonical_headers,
+    canonical_path,
+    canonical_queries,
+    pairs_of,
+    signing_key,
+    stamp_of,
+)
 from .refusals import Refused
 
-ALGORITHM = "AWS4-HMAC-SHA256"
 SKEW = timedelta(minutes=5)
 WEEK_S = 604_800
 
@@ -35,8 +44,6 @@ _MISMATCH = (
     "The request signature we calculated does not match the signature you provided. Check your "
     "AWS Secret Access Key and signing method. Consult the service documentation for details."
 )
-
-Pair = tuple[bytes, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +112,17 @@ class Verifier:
     def claim(self, method: str, raw_path: bytes, query: bytes, headers: Sequence[Pair]) -> Claim:
         """What the request says, everything checked that needs no body."""
         fields = _joined(headers)
-        pairs = _pairs(query)
+        pairs = pairs_of(query)
         authorization = self._authorization(fields, pairs)
         access_key, scope, service = self._checked_scope(authorization)
         self._check_time(authorization)
         secret = self._secrets(access_key)
         if secret is None:
-            _signing_key("unknown keys take as long as known ones", scope)
+            signing_key("unknown keys take as long as known ones", scope)
             raise _bad_token()
-        canonical_headers = _canonical_headers(authorization, fields)
+        signed_headers = _checked_headers(authorization, fields)
         is_presigned = authorization.expires_s is not None
-        start = f"{method}\n{_canonical_path(raw_path, service)}\n".encode("latin-1")
+        start = f"{method}\n{canonical_path(raw_path, service)}\n".encode("latin-1")
         return Claim(
             access_key=access_key,
             service=service,
@@ -124,8 +131,8 @@ class Verifier:
             stamp=authorization.stamp,
             signature=authorization.signature.encode(),
             heads=tuple(
-                b"%b%b\n%b\n" % (start, spelling, canonical_headers)
-                for spelling in _canonical_queries(pairs)
+                b"%b%b\n%b\n" % (start, spelling, signed_headers)
+                for spelling in canonical_queries(pairs)
             ),
             # A presigned URL of S3 is made before there is a body; no other service knows that.
             is_body_signed=not (is_presigned and service == "s3"),
@@ -134,7 +141,7 @@ class Verifier:
     def prove(self, claim: Claim, body: bytes) -> Verified:
         """Who signed this claim and this body."""
         cached = self._signing_keys.get((claim.secret, claim.scope))
-        key = cached or _signing_key(claim.secret, claim.scope)
+        key = cached or signing_key(claim.secret, claim.scope)
         digest = sha256(body).hexdigest().encode() if claim.is_body_signed else _UNSIGNED
         start = f"{ALGORITHM}\n{claim.stamp}\n{claim.scope}\n"
         for head in claim.heads:
@@ -222,34 +229,19 @@ class Verifier:
             told = f"{authorization.expires_s} sec."
         if signed_at < now - lifetime:
             raise _invalid(
-                f"Signature expired: {stamp} is now earlier than {_stamp(now - lifetime)} "
-                f"({_stamp(now)} - {told})"
+                f"Signature expired: {stamp} is now earlier than {stamp_of(now - lifetime)} "
+                f"({stamp_of(now)} - {told})"
             )
         if signed_at > now + SKEW:
             raise _invalid(
-                f"Signature not yet current: {stamp} is still later than {_stamp(now + SKEW)} "
-                f"({_stamp(now)} + 5 min.)"
+                f"Signature not yet current: {stamp} is still later than {stamp_of(now + SKEW)} "
+                f"({stamp_of(now)} + 5 min.)"
             )
 
 
-def normalized(raw_path: bytes) -> str:
-    """A path without dot segments and doubled slashes, as it is signed and must be routed."""
-    text = raw_path.decode("latin-1") or "/"
-    if "//" not in text and "/." not in text:
-        return text
-    kept: list[str] = []
-    for segment in text.split("/"):
-        if segment == "..":
-            del kept[-1:]
-        elif segment not in ("", "."):
-            kept.append(segment)
-    return f"/{'/'.join(kept)}{'/' if kept and text.endswith('/') else ''}"
-
-
-def _canonical_path(raw_path: bytes, service: str) -> str:
-    if service == "s3":
-        return raw_path.decode("latin-1")  # a key may well hold dots and doubled slashes
-    return quote_from_bytes(normalized(raw_path).encode("latin-1"), "/-_.~")
+def may_be_signed(query: bytes, headers: Sequence[Pair]) -> bool:
+    """Whether a request so much as claims a signature."""
+    return any(name == b"authorization" for name, _ in headers) or b"X-Amz-Algorithm" in query
 
 
 def _from_header(header: str, fields: Mapping[bytes, bytes]) -> _Authorization:
@@ -300,7 +292,7 @@ def _joined(headers: Sequence[Pair]) -> dict[bytes, bytes]:
     return fields
 
 
-def _canonical_headers(authorization: _Authorization, fields: Mapping[bytes, bytes]) -> bytes:
+def _checked_headers(authorization: _Authorization, fields: Mapping[bytes, bytes]) -> bytes:
     """The signed headers with their list, once every header that must be signed is among them."""
     names = authorization.signed_headers.encode("latin-1").split(b";")
     if b"host" not in names:
@@ -313,19 +305,9 @@ def _canonical_headers(authorization: _Authorization, fields: Mapping[bytes, byt
         listed = ", ".join(unsigned) or "date"
         raise _invalid(f"There were headers present in the request which were not signed: {listed}")
     try:
-        lines = [b"%b:%b\n" % (name, b" ".join(fields[name].split())) for name in names]
+        return canonical_headers(fields, names)
     except KeyError:
         raise _invalid(_MISMATCH) from None
-    lines.append(b"\n" + b";".join(names))
-    return b"".join(lines)
-
-
-def _pairs(query: bytes) -> list[Pair]:
-    """Names and values as they came, still encoded."""
-    if not query:
-        return []
-    parted = (part.partition(b"=") for part in query.split(b"&") if part)
-    return [(name, value) for name, _, value in parted]
 
 
 def _amz_parameters(pairs: Sequence[Pair]) -> dict[str, str]:
@@ -338,32 +320,6 @@ def _amz_parameters(pairs: Sequence[Pair]) -> dict[str, str]:
                 raise _incomplete(f"AWS query-string parameter '{decoded}' must come only once.")
             found[decoded] = unquote_to_bytes(value).decode("latin-1")
     return found
-
-
-def _canonical_queries(pairs: Sequence[Pair]) -> list[bytes]:
-    """The query in the spellings a client may have signed, which all mean the same.
-
-    The second is AWS's: decoded, then encoded its own way. But botocore and others sign what they
-    send, with "+" for a space left as it is.
-    """
-    if not pairs:
-        return [b""]
-    signed = [pair for pair in pairs if unquote_to_bytes(pair[0]) != b"X-Amz-Signature"]
-    sent = b"&".join(b"%b=%b" % pair for pair in sorted(signed))
-    recoded = sorted((_recoded(name), _recoded(value)) for name, value in signed)
-    again = b"&".join(b"%b=%b" % pair for pair in recoded)
-    return [sent] if sent == again else [sent, again]
-
-
-def _recoded(text: bytes) -> bytes:
-    return quote_from_bytes(unquote_to_bytes(text.replace(b"+", b" ")), "-_.~").encode()
-
-
-def _signing_key(secret: str, scope: str) -> bytes:
-    key = f"AWS4{secret}".encode()
-    for part in scope.split("/"):
-        key = hmac.digest(key, part.encode(), "sha256")
-    return key
 
 
 def _instant(stamp: str) -> datetime:
@@ -383,13 +339,9 @@ def _stamp_of_date(date: str) -> str:
     if _STAMP.match(date):
         return date
     try:
-        return _stamp(parsedate_to_datetime(date).astimezone(UTC))
+        return stamp_of(parsedate_to_datetime(date).astimezone(UTC))
     except (ValueError, OverflowError):
         raise _incomplete(f"Date header is not a date: '{date}'.") from None
-
-
-def _stamp(instant: datetime) -> str:
-    return instant.strftime("%Y%m%dT%H%M%SZ")
 
 
 def _bad_token() -> Refused:

@@ -1,7 +1,7 @@
 """Consume: the supervisor's half of the express lane.
 
-It listens to the bell, and keeps one blocked read on the stream of each function it serves. What
-it reads never exceeds the room it was given; acknowledgements and replies leave in batches.
+It listens to the bell, and reads the streams of the functions it serves. Acknowledgements and
+replies leave in batches, one write for each turn of the loop.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ import hiredis
 import structlog
 
 from trivet.bus import frames, keys
-from trivet.bus.resp import RECONNECT_S, Address, Connection, connect, connected, pack
+from trivet.bus.resp import RECONNECT_S, Address, Connection, connected, pack
 from trivet.bus.scripts import load, script
+from trivet.bus.streams import Streams, ensure_group
 
 log = structlog.get_logger()
 
 LEAVE = script("leave")
 
-# One blocked connection each. Beyond it the function read longest ago is left to the bell.
-MOST_STREAMS = 64
 REPLY_ENTRY_BYTES = 1_000_000  # frames of one turn are split over entries of about this size
 
 
@@ -46,19 +45,8 @@ class Taker(Protocol):
         ...
 
 
-class _Stream:
-    """The blocked read on one function's stream."""
-
-    def __init__(self, function: str, connection: Connection, client_id: int) -> None:
-        self.function = function
-        self.connection = connection
-        self.client_id = client_id
-        self.is_reading = False
-        self.is_unblocking = False
-
-
 class Intake:
-    """Reads events for one supervisor epoch, and answers them."""
+    """Reads events for one supervisor epoch, and answers them. Implements `streams.Lane`."""
 
     def __init__(self, address: Address, *, node: str, epoch: str, taker: Taker) -> None:
         self._address = address
@@ -68,36 +56,47 @@ class Intake:
         self._taker = taker
         self._loop = asyncio.get_running_loop()
         self._out: Connection | None = None
-        self._streams: dict[str, _Stream] = {}
-        self._opening: set[str] = set()
-        self._tasks: anyio.abc.TaskGroup | None = None
+        self._streams: Streams | None = None
         self._is_draining = False
         # What this turn of the loop answered: one write carries it all.
         self._answered: dict[str, list[bytes]] = {}
         self._frames: dict[str, list[bytes]] = {}
         self._is_flushing = False
+        # Entries in hand. What is pending for this epoch beside them was lost with a connection.
+        self._held: set[bytes] = set()
+        self.malformed = 0  # entries since the start
+        # Who else wants to hear the bell: the durable lane has its events rung here too.
+        self.on_durable_ring: Callable[[str], None] = lambda function: None
+
+    @property
+    def batches(self) -> int:
+        """Writes that carried answers, since the lane was last connected."""
+        return self._out.writes if self._out else 0
 
     def __repr__(self) -> str:
-        reading = sum(s.is_reading for s in self._streams.values())
-        return f"<Intake {len(self._streams)} streams, {reading} reading>"
+        return f"<Intake {self._consumer} {self._streams or 'away'}>"
 
     # ------------------------------------------------------------------ answering
 
     def answer(self, delivery: frames.Delivery, reply: bytes) -> None:
         """Send reply frames to the caller and take the event off the stream, with this turn."""
+        self._held.discard(delivery.entry_id)
         self._frames.setdefault(delivery.reply_to, []).append(reply)
         self._answered.setdefault(delivery.function, []).append(delivery.entry_id)
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
         if not self._is_flushing:
             self._is_flushing = True
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._is_flushing = False
-        answered, self._answered = self._answered, {}
-        waiting, self._frames = self._frames, {}
         out = self._out
         if out is None:
-            return  # the server is gone, and the gateways have failed these calls already
+            return  # kept for the next connection: the server may be there still, and the callers
+        answered, self._answered = self._answered, {}
+        waiting, self._frames = self._frames, {}
         for gateway, parts in waiting.items():
             stream = keys.replies(gateway)
             for batch in _batches(parts):
@@ -107,168 +106,113 @@ class Intake:
             out.send(pack((b"XACK", stream, keys.GROUP, *entry_ids)), _checked)
             out.send(pack((b"XDEL", stream, *entry_ids)), _checked)
 
-    # ------------------------------------------------------------------ reading
+    # ------------------------------------------------------------------ streams.Lane
 
-    def read(self, function: str) -> None:
-        """Take more of `function` if there is room and no read is under way."""
-        stream = self._streams.get(function)
-        if stream is None or stream.is_reading or self._is_draining:
-            return
-        room = self._taker.room(function)
-        if room <= 0:
-            return
-        stream.is_reading = True
-        command = pack(
-            (
-                b"XREADGROUP",
-                b"GROUP",
-                keys.GROUP,
-                self._consumer,
-                b"COUNT",
-                str(room),
-                b"BLOCK",
-                b"0",
-                b"STREAMS",
-                keys.express_stream(function),
-                b">",
-            )
-        )
-        stream.connection.send(command, lambda reply: self._on_read(stream, reply))
+    def stream(self, function: str) -> str:
+        return keys.express_stream(function)
 
-    def _on_read(self, stream: _Stream, reply: Any) -> None:
-        stream.is_reading = False
-        if isinstance(reply, Exception):
-            # NOGROUP: the server came back empty. Drop the stream; the next ring opens it anew.
-            self._drop(stream)
-            return
-        if reply:
-            self._taker.take(self._unpacked(stream.function, reply[0][1]))
-            self.read(stream.function)
-        elif stream.is_unblocking:
-            stream.is_unblocking = False
-            self._leave(stream)
+    def room(self, function: str) -> int:
+        return self._taker.room(function)
 
-    def _unpacked(self, function: str, entries: list[Any]) -> list[frames.Delivery]:
+    def taken(self, function: str, entries: list[Any]) -> None:
         deliveries = []
         for entry_id, fields in entries:
             try:
                 deliveries.append(frames.unpack_event(function, entry_id, fields))
             except frames.MalformedEvent as error:
                 # Nobody to answer: no publisher of ours wrote it. It must not be read again.
+                self.malformed += 1
                 log.error("event.malformed", function=function, entry=entry_id, reason=str(error))
                 self._answered.setdefault(function, []).append(entry_id)
-                self._loop.call_soon(self._flush)
-        return deliveries
+                self._flush_soon()
+        self._held.update(delivery.entry_id for delivery in deliveries)
+        self._taker.take(deliveries)
+
+    async def prepare(self, out: Connection, function: str) -> None:
+        # Noted before the first read, so that a successor finds what this epoch left pending.
+        await out.call("SADD", keys.epoch_functions(self._node, self._epoch), function)
+        await ensure_group(out, keys.express_stream(function))
+
+    async def leave(self, out: Connection, function: str) -> bool:
+        names = (keys.express_stream(function), keys.rung_flag(function))
+        return bool(await out.call("EVALSHA", LEAVE.sha, 2, *names, keys.GROUP))
+
+    # ------------------------------------------------------------------ which functions
+
+    def read(self, function: str) -> None:
+        """Take more of `function`, if it is served and there is room."""
+        if self._streams is not None:
+            self._streams.read(function)
 
     def leave_idle(self) -> None:
         """Let go of the streams of functions that have nothing here any more."""
-        for function, stream in list(self._streams.items()):
-            if not stream.is_unblocking and self._taker.is_idle(function):
-                self._unblock(stream)
-
-    def _unblock(self, stream: _Stream) -> None:
-        if not stream.is_reading:
-            self._leave(stream)
-        elif self._out is not None:
-            stream.is_unblocking = True
-            self._out.send(pack((b"CLIENT", b"UNBLOCK", str(stream.client_id))), _checked)
-
-    def _leave(self, stream: _Stream) -> None:
-        if self._out is None:
-            return
-        function = stream.function
-
-        def on_left(reply: Any) -> None:
-            if reply == 0:
-                self._drop(stream)
-            else:
-                self.read(function)
-
-        command = pack(
-            (
-                b"EVALSHA",
-                LEAVE.sha,
-                b"2",
-                keys.express_stream(function),
-                keys.rung_flag(function),
-                keys.GROUP,
-            )
-        )
-        self._out.send(command, on_left)
-
-    def _drop(self, stream: _Stream) -> None:
-        if self._streams.get(stream.function) is stream:
-            del self._streams[stream.function]
-        stream.connection.close()
+        if self._streams is not None:
+            for function in self._streams.served():
+                if self._taker.is_idle(function):
+                    self._streams.let_go(function)
 
     def rung(self, function: str) -> None:
         """`function` has work that nobody reads: begin to serve it."""
-        if function in self._streams:
-            self.read(function)
-        elif function not in self._opening and self._tasks is not None and not self._is_draining:
-            self._opening.add(function)
-            self._tasks.start_soon(self._open, function)
+        if self._streams is not None and not self._is_draining:
+            self._streams.serve(function)
 
-    async def _open(self, function: str) -> None:
-        out = self._out
-        try:
-            if out is None:
-                return
-            if len(self._streams) >= MOST_STREAMS:
-                self._unblock(next(iter(self._streams.values())))
-            # Noted before the first read, so that a successor finds what this epoch left pending.
-            await out.call("SADD", keys.epoch_functions(self._node, self._epoch), function)
-            await _ensure_group(out, keys.express_stream(function))
-            connection = await connect(self._address)
-            client_id = await connection.call("CLIENT", "ID")
-            self._streams[function] = _Stream(function, connection, client_id)
-            self.read(function)
-        except OSError:
-            return  # the server went: the gateway rings again once it is back
-        finally:
-            self._opening.discard(function)
+    async def set_durable_flag(self, function: str, is_rung: bool) -> None:
+        """Raise or clear the durable lane's flag, which lies on this server, off the disk."""
+        if self._out is not None:
+            flag = keys.durable_rung_flag(function)
+            await self._out.call(*(("SET", flag, "1") if is_rung else ("DEL", flag)))
 
     # ------------------------------------------------------------------ what keeps it going
 
     async def run(self, *, started: Callable[[], None]) -> None:
         """Keep connected to the express server. `started` is called at each connection."""
-        async with anyio.create_task_group() as tasks:
-            self._tasks = tasks
-            while True:
-                try:
-                    async with connected(self._address) as out, connected(self._address) as bell:
-                        await self._serve(out, bell, started)
-                except OSError:
-                    await anyio.sleep(RECONNECT_S)
-                except hiredis.HiredisError as error:
-                    # LOADING, NOAUTH and their like: say it, and try again.
-                    log.warning("express.refused", error=str(error))
-                    await anyio.sleep(10 * RECONNECT_S)
+        while True:
+            try:
+                async with connected(self._address) as out, connected(self._address) as bell:
+                    await self._serve(out, bell, started)
+            except OSError:
+                await anyio.sleep(RECONNECT_S)
+            except hiredis.HiredisError as error:
+                # LOADING, NOAUTH and their like: say it, and try again.
+                log.warning("express.refused", error=str(error))
+                await anyio.sleep(10 * RECONNECT_S)
 
     async def _serve(self, out: Connection, bell: Connection, started: Callable[[], None]) -> None:
         await load(out, LEAVE)
         rung = await self._succeed(out)
         last = await _newest(bell)
-        self._out = out
-        try:
-            started()
-            for function in rung:
-                self.rung(function)
-            await self._listen(bell, last)
-        finally:
-            self._out = None
-            for stream in list(self._streams.values()):
-                self._drop(stream)
+        # Each is useless without the other: who takes events must be able to answer.
+        out.lost.add_done_callback(lambda _: bell.close())
+        async with anyio.create_task_group() as tasks:
+            streams = Streams(self._address, out, self, self._consumer, tasks)
+            self._out, self._streams = out, streams
+            try:
+                self._flush()
+                started()
+                for function in rung:
+                    self.rung(function)
+                await self._listen(bell, last)
+            except ConnectionError:
+                log.warning("express.lost")
+            finally:
+                self._out = self._streams = None
+                streams.close()
+                tasks.cancel_scope.cancel()
 
     async def _listen(self, bell: Connection, last: bytes) -> None:
         while True:
             reply = await bell.call("XREAD", "BLOCK", 5_000, "STREAMS", keys.BELL, last)
             for entry_id, fields in reply[0][1] if reply else ():
                 last = entry_id
-                if fields[0] == keys.RING:
-                    self.rung(fields[1].decode())
+                function = fields[1].decode(errors="replace")
+                if not function.isprintable():
+                    log.warning("bell.malformed", entry=entry_id)
+                elif fields[0] == keys.RING:
+                    self.rung(function)
+                elif fields[0] == keys.RING_DURABLE:
+                    self.on_durable_ring(function)
                 elif fields[0] == keys.CHANGED:
-                    self._taker.changed(fields[1].decode())
+                    self._taker.changed(function)
 
     async def _succeed(self, out: Connection) -> set[str]:
         """Clear up after this node's dead epochs: fail what they held, ring what they served."""
@@ -286,43 +230,44 @@ class Intake:
             await out.call("SREM", keys.epochs(self._node), epoch)
         # After a lost connection this epoch's own streams are read again too.
         for name in await out.call("SMEMBERS", keys.epoch_functions(self._node, self._epoch)):
-            rung.add(name.decode())
+            function = name.decode()
+            held = self._held.union(self._answered.get(function, ()))
+            await _fail_pending(out, function, self._consumer, held)
+            rung.add(function)
         return rung
 
     async def drain(self) -> None:
-        """Stop taking events, and give the functions back to whoever comes next."""
+        """Stop taking events. What is unread, and this epoch, are the successor's."""
         self._is_draining = True
-        for stream in list(self._streams.values()):
-            if stream.is_reading:
-                self._unblock(stream)
-        if self._out is None:
-            return
-        try:
-            await self._out.call("SREM", keys.epochs(self._node), self._epoch)
-            for function in list(self._streams):
-                await self._out.call("DEL", keys.rung_flag(function))
-            await self._out.call("DEL", keys.epoch_functions(self._node, self._epoch))
-        except ConnectionError:
-            return
+        if self._streams is not None:
+            await self._streams.stop()
 
 
-async def _fail_pending(out: Connection, function: str, consumer: str) -> None:
-    """Answer, with a failure, what a dead supervisor had taken: it never runs a second time."""
+async def _fail_pending(
+    out: Connection, function: str, consumer: str, held: frozenset[bytes] | set[bytes] = frozenset()
+) -> None:
+    """Answer, with a failure, what was taken and never run: it never runs a second time.
+
+    `held` is still being run.
+    """
     stream = keys.express_stream(function)
     try:
+        start = "-"
         while True:
-            pending = await out.call("XPENDING", stream, keys.GROUP, "-", "+", 500, consumer)
+            pending = await out.call("XPENDING", stream, keys.GROUP, start, "+", 500, consumer)
             for entry_id, *_ in pending:
+                start = f"({entry_id.decode()}"
+                if entry_id in held:
+                    continue
                 for _, fields in await out.call("XRANGE", stream, entry_id, entry_id):
                     await _fail_entry(out, function, entry_id, fields)
                 await out.call("XACK", stream, keys.GROUP, entry_id)
                 await out.call("XDEL", stream, entry_id)
             if not pending:
                 break
-        await out.call("XGROUP", "DELCONSUMER", stream, keys.GROUP, consumer)
-    except ConnectionError:
-        raise
-    except Exception as error:
+        if not held:
+            await out.call("XGROUP", "DELCONSUMER", stream, keys.GROUP, consumer)
+    except hiredis.HiredisError as error:
         # NOGROUP and "no such key": the server came back empty, so nothing is pending.
         log.info("epoch.nothing_pending", function=function, reason=str(error))
 
@@ -335,16 +280,6 @@ async def _fail_entry(out: Connection, function: str, entry_id: bytes, fields: l
     message = "The supervisor that ran this invocation ended."
     failed = frames.pack_failure(delivery.call, "ServiceException", 500, message)
     await out.call("XADD", keys.replies(delivery.reply_to), "NOMKSTREAM", "*", "f", failed)
-
-
-async def _ensure_group(out: Connection, stream: str) -> None:
-    try:
-        await out.call("XGROUP", "CREATE", stream, keys.GROUP, "0", "MKSTREAM")
-    except ConnectionError:
-        raise
-    except Exception as error:
-        if "BUSYGROUP" not in str(error):
-            raise
 
 
 async def _newest(bell: Connection) -> bytes:

@@ -30,6 +30,10 @@ class MalformedEvent(Exception):
     """A stream entry that no publisher of ours wrote."""
 
 
+class MalformedFrame(Exception):
+    """An entry of replies that no supervisor of ours wrote."""
+
+
 @dataclass(slots=True)
 class Delivery:
     """An Event as a supervisor reads it from a stream."""
@@ -46,6 +50,11 @@ class Delivery:
     wants_log_tail: bool
     client_context: bytes
     payload: bytes
+    is_durable: bool = False  # which lane it came on
+
+    def is_expired(self, now_ms: int) -> bool:
+        """Whether its caller has given up on it. Nobody waits for a durable event."""
+        return not self.is_durable and self.expires_ms < now_ms
 
 
 def pack_event(
@@ -123,12 +132,18 @@ def unpack_frames(data: bytes) -> Iterator[tuple[int, int, bytes]]:
     """(call, kind, body) of each frame in a stream entry."""
     offset, end = 0, len(data)
     while offset < end:
-        call, kind, length = FRAME.unpack_from(data, offset)
+        try:
+            call, kind, length = FRAME.unpack_from(data, offset)
+        except struct.error as error:
+            raise MalformedFrame(str(error)) from error
         offset += FRAME.size
         yield call, kind, data[offset : offset + length]
         offset += length
 
 
 def unpack_body(body: bytes) -> Any:
-    value: Any = msgpack.unpackb(body, use_list=False)
+    try:
+        value: Any = msgpack.unpackb(body, use_list=False)
+    except Exception as error:  # msgpack raises a dozen kinds
+        raise MalformedFrame(repr(error)) from error
     return value

@@ -49,7 +49,7 @@ class _Call:
     began: float  # loop time
     fails_at: float  # loop time
     entry_id: bytes | None = None
-    is_withdrawing: bool = False
+    is_given_up: bool = False  # its caller has left: it must not run for nobody
     head: tuple[str | None, str] | None = None
     chunks: list[bytes] = field(default_factory=list)
 
@@ -122,6 +122,23 @@ class Calls:
             return await call.future
         finally:
             self._in_flight.pop(number, None)
+            if not call.future.done() or call.future.cancelled():
+                call.is_given_up = True
+                self._withdraw(call)
+
+    def admitting(self) -> set[str]:
+        """Functions with calls that may still wait for somebody to take them."""
+        return {call.event.function for call in self._admitting if not call.future.done()}
+
+    @property
+    def published(self) -> int:
+        """Events since the start."""
+        return self._number
+
+    @property
+    def batches(self) -> int:
+        """Writes that carried them, since the lane was last connected."""
+        return self._out.writes if self._out else 0
 
     async def _reconnected(self) -> Connection:
         try:
@@ -129,7 +146,8 @@ class Calls:
                 await self._connected.wait()
         except TimeoutError:
             raise Unavailable("The express lane is away; try again in a moment.") from None
-        assert self._out is not None
+        if self._out is None:  # and gone again
+            raise Unavailable("The express lane is away; try again in a moment.")
         return self._out
 
     def _on_published(self, call: _Call, reply: Any) -> None:
@@ -142,6 +160,8 @@ class Calls:
         call.entry_id, ring = reply
         if ring:
             self._ring(call.event.function)
+        if call.is_given_up:
+            self._withdraw(call)
 
     def _ring(self, function: str, field: bytes = keys.RING) -> None:
         if self._out is not None:
@@ -211,6 +231,8 @@ class Calls:
 
     async def _serve(self, out: Connection, replies: Connection) -> None:
         await self._open(out)
+        # Each is useless without the other: a gateway that publishes must hear the replies.
+        out.lost.add_done_callback(lambda _: replies.close())
         self._out = out
         self._connected.set()
         try:
@@ -238,7 +260,10 @@ class Calls:
             if not reply:
                 continue
             for entry_id, fields in reply[0][1]:
-                self._on_frames(fields[1])
+                try:
+                    self._on_frames(fields[1])
+                except (frames.MalformedFrame, TypeError, ValueError) as error:
+                    log.error("reply.malformed", entry=entry_id, reason=str(error))
                 last = entry_id
                 read += 1
                 read_bytes += len(fields[1])
@@ -255,7 +280,6 @@ class Calls:
     async def _sweep(self) -> None:
         """Withdraw what waited too long, ring again, and fail what nobody will answer."""
         ring_at = 0.0
-        renew_at = 0.0
         while True:
             await anyio.sleep(SWEEP_S)
             now = self._loop.time()
@@ -269,21 +293,36 @@ class Calls:
                 for call in list(self._in_flight.values()):
                     if now > call.fails_at:
                         self._fail(call, PlatformError("The platform lost this invocation."))
-            if now >= renew_at and self._out is not None:
-                renew_at = now + REPLIES_LIFETIME_S / 4
-                stream = keys.replies(self._gateway)
-                self._out.send(pack(("EXPIRE", stream, REPLIES_LIFETIME_S)), _ignored)
+                self._renew()
+
+    def _renew(self) -> None:
+        """Keep the stream of replies; it expired if this process stood still for long."""
+        out, stream = self._out, keys.replies(self._gateway)
+        if out is None:
+            return
+
+        def on_renewed(reply: Any) -> None:
+            if reply == 0:
+                out.send(pack(("XADD", stream, "*", "f", b"")), _ignored)
+
+        out.send(pack(("EXPIRE", stream, REPLIES_LIFETIME_S)), on_renewed)
 
     def _withdraw_late(self, now: float) -> None:
-        admitting = self._admitting
+        # Those that are done go at once: each holds its event and its reply.
+        self._admitting = admitting = deque(c for c in self._admitting if not c.future.done())
         late = now - self._admission_wait_s
         while admitting and (admitting[0].future.done() or admitting[0].began < late):
             call = admitting.popleft()
-            if call.future.done() or call.entry_id is None or self._out is None:
-                continue
-            stream = keys.express_stream(call.event.function)
-            command = pack((b"EVALSHA", WITHDRAW.sha, b"1", stream, keys.GROUP, call.entry_id))
-            self._out.send(command, partial(self._on_withdrawn, call))
+            if not call.future.done():
+                self._withdraw(call)
+
+    def _withdraw(self, call: _Call) -> None:
+        """Take its event back, unless a supervisor has read it."""
+        if call.entry_id is None or self._out is None:
+            return
+        stream = keys.express_stream(call.event.function)
+        command = pack((b"EVALSHA", WITHDRAW.sha, b"1", stream, keys.GROUP, call.entry_id))
+        self._out.send(command, partial(self._on_withdrawn, call))
 
     def _on_withdrawn(self, call: _Call, reply: Any) -> None:
         if reply == 1:

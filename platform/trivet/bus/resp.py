@@ -69,6 +69,7 @@ class Connection(asyncio.Protocol):
         self._unsent: list[bytes] = []
         self._waiting: deque[OnReply] = deque()
         self._transport: asyncio.Transport | None = None
+        self.writes = 0  # batches of commands so far
         self.lost: asyncio.Future[None] = loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -105,9 +106,20 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._flush)
         self._unsent.append(command)
 
+    def send_several(self, commands: bytes, on_replies: list[OnReply]) -> None:
+        """Send packed commands that belong together; each has its own reply."""
+        first, *rest = on_replies
+        self.send(commands, first)
+        if self._transport is not None:
+            self._waiting.extend(rest)
+        else:
+            for on_reply in rest:
+                self._loop.call_soon(on_reply, ConnectionError("no connection to Redis"))
+
     def _flush(self) -> None:
         unsent, self._unsent = self._unsent, []
         if self._transport is not None:
+            self.writes += 1
             self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
 
     async def call(self, *command: str | bytes | int) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,14 +33,18 @@ class Door:
         os.environ.update(variables)
         from botocore.session import Session
 
+        from trivet.aws.model import OWN_MODELS
+
         self._settings = settings
         self._session = Session()
+        self._session.get_component("data_loader").search_paths.append(OWN_MODELS)
 
-    def client(self, service: str) -> Any:
+    def client(self, service: str, *, patience_s: int = 30, attempts: int = 2) -> Any:
         from botocore.config import Config
 
-        patience = Config(connect_timeout=5, read_timeout=30, retries={"total_max_attempts": 2})
-        return self._session.create_client(service, config=patience)
+        retries = {"total_max_attempts": attempts}
+        config = Config(connect_timeout=5, read_timeout=patience_s, retries=retries)
+        return self._session.create_client(service, config=config)
 
     @contextmanager
     def answers(self) -> Iterator[None]:
@@ -57,16 +61,24 @@ class Door:
         except BotoCoreError as error:
             raise TrivetError(str(error)) from error
 
-    def require_function(self, name: str) -> None:
-        """Raises FunctionNotFound."""
+    def function(self, name: str) -> Mapping[str, Any] | None:
+        """The configuration of a function, if there is one of that name."""
         try:
             with self.answers():
-                self.client("lambda").get_function_configuration(FunctionName=name)
+                api = self.client("lambda")
+                found: Mapping[str, Any] = api.get_function_configuration(FunctionName=name)
         except Refused as error:
             if error.kind != FunctionNotFound.error_type:
                 raise
-            hint = f"{command()} aws lambda list-functions"
-            raise FunctionNotFound(f"there is no function '{name}'", hint=hint) from error
+            return None
+        return found
+
+    def require_function(self, name: str) -> Mapping[str, Any]:
+        """The configuration of a function. Raises FunctionNotFound."""
+        found = self.function(name)
+        if found is None:
+            raise FunctionNotFound(f"there is no function '{name}'", hint=f"{command()} ls")
+        return found
 
 
 def named(function: str) -> FunctionRef:
@@ -74,5 +86,5 @@ def named(function: str) -> FunctionRef:
     ref = parse_function_ref(function)
     if ref is None:
         message = f"'{function}' is not the name or the ARN of a function"
-        raise CallerError(message, hint=f"{command()} aws lambda list-functions")
+        raise CallerError(message, hint=f"{command()} ls")
     return ref

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from trivet.cli.door import Door, Refused, named
+from trivet.cli.names import complete_function
 from trivet.cli.options import Data, Json
 from trivet.cli.running import find_running, require_running
 from trivet.cli.screen import CYAN, DIM, harmless, paint, say
@@ -50,7 +51,10 @@ class Line:
 
 
 def logs(
-    name: Annotated[str, typer.Argument(help="Name or ARN of the function.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="Name or ARN of the function.", autocompletion=complete_function),
+    ],
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines come.")] = False,
     since: Annotated[str, typer.Option(help="How far back to begin: 30s, 5m, 2h, 1d.")] = "10m",
     text: Annotated[

@@ -10,11 +10,12 @@ import os
 import shlex
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TextIO
 
 from trivet.errors import SettingsError, TrivetError
 
-DIM, RED, GREEN, YELLOW, CYAN = "2", "31", "32", "33", "36"
+BOLD, DIM, RED, GREEN, YELLOW, CYAN = "1", "2", "31", "32", "33", "36"
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -31,9 +32,10 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def paint(text: str, colour: str) -> str:
-    """`text` in a colour, where stdout is a terminal and nobody forbade it."""
-    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty():
+def paint(text: str, colour: str, *, stream: TextIO | None = None) -> str:
+    """`text` in a colour, where the stream (stdout) is a terminal and nobody forbade it."""
+    is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    if is_plain or not (stream or sys.stdout).isatty():
         return text
     return f"\x1b[{colour}m{text}\x1b[0m"
 
@@ -52,6 +54,24 @@ def _is_visible(character: str) -> bool:
 def _escaped(character: str) -> str:
     # A lone surrogate stands for a byte that was not UTF-8.
     return character.encode("unicode_escape").decode("ascii")
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows as harmless lines, every column as wide as its widest cell."""
+    shown = [[harmless(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    for row in shown:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def size(count_bytes: int) -> str:
+    """A size as people read it: "1.2 kB"."""
+    number, unit = float(count_bytes), "B"
+    for larger in ("kB", "MB", "GB"):
+        if number < 1000:
+            break
+        number, unit = number / 1000, larger
+    return f"{count_bytes} B" if unit == "B" else f"{number:.1f} {unit}"
 
 
 def report(error: Exception, arguments: Sequence[str]) -> int:

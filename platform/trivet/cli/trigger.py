@@ -1,8 +1,12 @@
-"""trivet trigger: which HTTP requests run which function. Routes of AWS's HTTP APIs, made short."""
+"""trivet trigger: what runs which function.
+
+HTTP triggers are routes of AWS's HTTP APIs, made short; the others are in `sources`.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -10,15 +14,22 @@ from typing import Annotated, Any
 
 import typer
 
+from trivet.cli import sources
 from trivet.cli.door import Door, named
 from trivet.cli.options import Data, Json, Quiet
 from trivet.cli.running import Running, require_running
-from trivet.cli.screen import command, harmless, say
+from trivet.cli.screen import aligned, command, harmless, say
 from trivet.core.arns import Place, parse_function_ref
 from trivet.errors import CallerError, Conflict
 from trivet.settings import Settings, read_settings
 
-app = typer.Typer(help="HTTP triggers: make one, list them, remove one.", no_args_is_help=True)
+app = typer.Typer(help="What runs functions: HTTP, files, schedules.", no_args_is_help=True)
+
+app.command()(sources.files)
+app.command()(sources.schedule)
+
+# What the triggers that are not HTTP may be called.
+_NAME = re.compile(r"[.\-_A-Za-z0-9]{1,64}", re.ASCII)
 
 # The API that every platform has, whose routes are served at the root of TRIVET_HTTP_URL.
 DEFAULT_API = "default"
@@ -58,21 +69,11 @@ def http(
 ) -> None:
     """Let HTTP requests to PATH run FUNCTION, and print the URL."""
     settings, running = _platform(data)
-    arn = _arn(function, running)
     route_key = path if path == "$default" else f"{method.upper()} /{path.lstrip('/')}"
     door = Door(settings, running)
     with door.answers():
         door.require_function(function)
-        api = door.client("apigatewayv2")
-        present = next((t for t in _triggers(api, running) if _is_at(t, route_key)), None)
-        if present is None:
-            trigger = _create(api, running, route_key, arn, payload.value)
-        elif (present.function, present.payload_format) == (_name(arn), payload.value):
-            trigger = present
-        else:
-            how = f"{present.function}, payload {present.payload_format}"
-            message = f"'{route_key}' is there already ({how})"
-            raise Conflict(message, hint=f"{command()} trigger rm '{route_key}'")
+        trigger = ensure_http(door, running, _arn(function, running), route_key, payload)
     if as_json:
         print(json.dumps(asdict(trigger)))
     elif not quiet:
@@ -81,31 +82,35 @@ def http(
 
 @app.command("list")
 def list_(data: Data = None, as_json: Json = False) -> None:
-    """List the HTTP triggers."""
+    """List the triggers."""
     settings, running = _platform(data)
     door = Door(settings, running)
     with door.answers():
         triggers = list(_triggers(door.client("apigatewayv2"), running))
+        others = list(sources.sources(door))
     if as_json:
-        print(json.dumps([asdict(trigger) for trigger in triggers]))
+        routes = [{"type": "http", **asdict(trigger)} for trigger in triggers]
+        print(json.dumps([*routes, *(asdict(other) for other in others)]))
         return
-    if not triggers:
-        say("  there are no HTTP triggers")
-    rows = [(t.route_key, t.url, t.function, t.payload_format) for t in triggers]
-    for row in _aligned(rows):
+    if not triggers and not others:
+        say("  there are no triggers")
+    rows = [("http", t.route_key, t.url, t.function, t.payload_format) for t in triggers]
+    for row in aligned([*rows, *(other.row for other in others)]):
         print(row)
 
 
 @app.command()
 def rm(
-    route_key: Annotated[str, typer.Argument(metavar="ROUTE", help="'ANY /hello', or /hello")],
+    route_key: Annotated[
+        str, typer.Argument(metavar="TRIGGER", help="'ANY /hello', or /hello, or a name")
+    ],
     api_id: Annotated[
         str, typer.Option("--api", help="The API that it is a route of.")
     ] = "default",
     data: Data = None,
     quiet: Quiet = False,
 ) -> None:
-    """Remove an HTTP trigger. The function stays."""
+    """Remove a trigger. The function stays."""
     settings, running = _platform(data)
     key = f"ANY {route_key}" if route_key.startswith("/") else route_key
     door = Door(settings, running)
@@ -113,13 +118,49 @@ def rm(
         api = door.client("apigatewayv2")
         triggers = [t for t in _triggers(api, running) if t.api_id == api_id]
         found = next((t for t in triggers if t.route_key == key), None)
-        if found is None:
+        if found is not None:
+            _remove(api, found, triggers)
+        elif not _NAME.fullmatch(key) or not sources.remove(door, key):
             raise CallerError(f"there is no trigger '{key}'", hint=f"{command()} trigger list")
-        api.delete_route(ApiId=api_id, RouteId=found.route_id)
-        if sum(t.integration_id == found.integration_id for t in triggers) == 1:
-            api.delete_integration(ApiId=api_id, IntegrationId=found.integration_id)
     if not quiet:
         say(f"  ✓ removed '{harmless(key)}'")
+
+
+def ensure_http(
+    door: Door,
+    running: Running,
+    arn: str,
+    route_key: str,
+    payload: PayloadFormat = PayloadFormat.V1,
+) -> Trigger:
+    """The trigger at a route, made if it is not there. Raises Conflict if it is another's."""
+    api = door.client("apigatewayv2")
+    present = next((t for t in _triggers(api, running) if _is_at(t, route_key)), None)
+    if present is None:
+        return _create(api, running, route_key, arn, payload.value)
+    if (present.function, present.payload_format) == (_name(arn), payload.value):
+        return present
+    how = f"{present.function}, payload {present.payload_format}"
+    message = f"'{route_key}' is there already ({how})"
+    raise Conflict(message, hint=f"{command()} trigger rm '{route_key}'")
+
+
+def remove_all(door: Door, running: Running, function: str) -> list[str]:
+    """Remove the default API's routes to a function; the keys of those that there were."""
+    api = door.client("apigatewayv2")
+    present = [t for t in _triggers(api, running) if t.api_id == DEFAULT_API]
+    doomed = [t for t in present if t.function.partition(":")[0] == function]
+    for found in doomed:
+        _remove(api, found, present)
+        present.remove(found)
+    return [found.route_key for found in doomed]
+
+
+def _remove(api: Any, found: Trigger, present: Sequence[Trigger]) -> None:
+    """Remove a route of the API that has `present`, and what it alone leads to."""
+    api.delete_route(ApiId=found.api_id, RouteId=found.route_id)
+    if sum(t.integration_id == found.integration_id for t in present) == 1:
+        api.delete_integration(ApiId=found.api_id, IntegrationId=found.integration_id)
 
 
 def _platform(data: str | None) -> tuple[Settings, Running]:
@@ -197,11 +238,3 @@ def _name(arn: str) -> str:
 
 def _is_at(trigger: Trigger, route_key: str) -> bool:
     return trigger.api_id == DEFAULT_API and trigger.route_key == route_key
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """Rows as lines, every column as wide as its widest cell."""
-    shown = [[harmless(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    for row in shown:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -6,7 +6,23 @@ from typing import Any
 
 import typer
 
-from trivet.cli import aws, down, env, logs, trigger, up, version
+from trivet.cli import (
+    aws,
+    bill,
+    coverage,
+    deploy,
+    doctor,
+    down,
+    env,
+    invoke,
+    logs,
+    ls,
+    rm,
+    runtime,
+    trigger,
+    up,
+    version,
+)
 
 app = typer.Typer(
     help="AWS Lambda on your own machine. Begin with: trivet up",
@@ -22,7 +38,15 @@ _PASS_ON: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": 
 app.command()(up.up)
 app.command()(down.down)
 app.command()(env.env)
+app.command()(deploy.deploy)
+app.command()(invoke.invoke)
+app.command()(ls.ls)
+app.command()(rm.rm)
 app.command(add_help_option=False, context_settings=_PASS_ON)(aws.aws)
 app.command()(logs.logs)
 app.add_typer(trigger.app, name="trigger")
+app.add_typer(runtime.app, name="runtime")
+app.command()(bill.bill)
+app.command()(doctor.doctor)
+app.command()(coverage.coverage)
 app.command()(version.version)

@@ -43,6 +43,9 @@ class Function:
     revision_id: str
     last_modified_ms: int  # since the Unix epoch
     tags: Mapping[str, str] = field(default_factory=dict)
+    # The resource policy: statements, as AWS writes them, by their ids. It is part of the record
+    # because it shares the function's revision.
+    policy: Mapping[str, Any] = field(default_factory=dict)
     # Members of the API that are stored and echoed, and decide nothing yet (Architectures, ...).
     echoed: Mapping[str, Any] = field(default_factory=dict)
 

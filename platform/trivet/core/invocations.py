@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trivet.core.urls import FunctionUrl
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
@@ -41,3 +43,4 @@ class Match:
     stage: str = "$default"
     path: str  # what the function sees as the path: begins with "/"
     path_parameters: dict[str, str]
+    url: FunctionUrl | None = None  # by which it came, if not by a Route: it must be authorized

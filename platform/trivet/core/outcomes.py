@@ -10,6 +10,8 @@ import signal
 from dataclasses import dataclass
 from typing import Literal
 
+MOST_ERROR_TYPE = 256
+
 _SIGNALS = {
     signal.SIGSEGV: "segmentation fault",
     signal.SIGABRT: "aborted",
@@ -71,13 +73,18 @@ def _reason(status: int | None) -> str:
 def raised(payload: bytes) -> Outcome:
     """The runtime's own report of an exception, as it came from inside: JSON, or made so."""
     try:
-        error_type = str(json.loads(payload)["errorType"])
+        # The user's own text, which goes into a line of the log: it must stay one, and short.
+        error_type = _one_line(str(json.loads(payload)["errorType"]))
     except (ValueError, KeyError, TypeError, RecursionError):
         error_type = "Function.Unknown"
         payload = _error(error_type, "The function's error could not be read.")
     return Outcome(
         payload=payload, function_error="Unhandled", status="error", error_type=error_type
     )
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text[:MOST_ERROR_TYPE])
 
 
 def broke_protocol(request_id: str) -> Outcome:

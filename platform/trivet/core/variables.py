@@ -47,7 +47,6 @@ def environment_variables(
         "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
         "AWS_LAMBDA_LOG_GROUP_NAME": log_group(version.function),
         "AWS_LAMBDA_LOG_STREAM_NAME": log_stream,
-        "AWS_XRAY_CONTEXT_MISSING": "LOG_ERROR",
         "LAMBDA_TASK_ROOT": task_root,
         "LAMBDA_RUNTIME_DIR": "/var/runtime",
         "PWD": task_root,
@@ -55,16 +54,17 @@ def environment_variables(
     }
     if not version.runtime.startswith("provided"):
         platform["AWS_EXECUTION_ENV"] = f"AWS_Lambda_{version.runtime}"
-    if version.runtime.startswith("nodejs"):
-        major = version.runtime.removeprefix("nodejs").partition(".")[0]
-        platform["NODE_PATH"] = (
-            f"/opt/nodejs/node{major}/node_modules:/opt/nodejs/node_modules:"
-            f"/var/runtime/node_modules:/var/runtime:{task_root}"
-        )
     defaults = {
+        "AWS_XRAY_CONTEXT_MISSING": "LOG_ERROR",
         "LANG": "en_US.UTF-8",
         "TZ": ":UTC",
         "PATH": "/var/lang/bin:/usr/local/bin:/usr/bin/:/bin:/opt/bin",
     }
+    if version.runtime.startswith("nodejs"):
+        major = version.runtime.removeprefix("nodejs").partition(".")[0]
+        defaults["NODE_PATH"] = (
+            f"/opt/nodejs/node{major}/node_modules:/opt/nodejs/node_modules:"
+            f"/var/runtime/node_modules:/var/runtime:{task_root}"
+        )
     # A user may change the defaults, and never the platform's own.
     return {**defaults, **version.environment, **platform}

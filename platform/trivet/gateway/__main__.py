@@ -7,6 +7,7 @@ import os
 import secrets
 import signal
 import socket
+from functools import partial
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -15,16 +16,21 @@ import anyio.to_thread
 import redis.asyncio
 import structlog
 
-from trivet.aws import apigatewayv2, lambda_, logs, sts
+from trivet.aws import apigatewayv2, lambda_, logs, own, sts
 from trivet.aws.door import Door
 from trivet.aws.services import Services
 from trivet.aws.sigv4 import Verifier
+from trivet.bus.enqueue import DurablePublisher
 from trivet.bus.publish import Calls
 from trivet.bus.resp import parse_address
 from trivet.control import Control
 from trivet.core.arns import Place
+from trivet.core.measures import Family
+from trivet.gateway.admission import Admission
 from trivet.gateway.durability import await_durable
 from trivet.gateway.listener import serve
+from trivet.gateway.metrics import Publishing, publishing
+from trivet.gateway.pages import Front, Pages
 from trivet.gateway.platform import GatewayPlatform
 from trivet.gateway.welcome import deploy_welcome
 from trivet.reporting import configure_logging
@@ -32,9 +38,12 @@ from trivet.runtimes import inherited_runtimes
 from trivet.settings import Settings, inherited_settings
 from trivet.store.accounts import AccountStore
 from trivet.store.apis import ApiStore
+from trivet.store.bills import BillStore
 from trivet.store.blobs import Blobs
 from trivet.store.functions import FunctionStore
 from trivet.store.logs import LogReader
+from trivet.store.triggers import TriggerStore
+from trivet.store.urls import UrlStore
 
 log = structlog.get_logger()
 
@@ -45,6 +54,7 @@ TABLES = {
     "apigatewayv2": apigatewayv2.OPERATIONS,
     "logs": logs.OPERATIONS,
     "sts": sts.OPERATIONS,
+    "trivet": own.OPERATIONS,
 }
 
 
@@ -56,16 +66,18 @@ async def serve_gateway(settings: Settings) -> None:
     await await_durable(durable, is_strict=settings.durability == "strict")
 
     functions, apis, accounts = FunctionStore(durable), ApiStore(durable), AccountStore(durable)
+    urls = UrlStore(durable)
     blobs = Blobs(settings.blobs_path)
     await anyio.to_thread.run_sync(blobs.prepare)
     runtimes = frozenset(runtime.name for runtime in inherited_runtimes())
     is_first_start = not await accounts.secrets()
     await apis.load()
     await apis.ensure_default()
+    await urls.load()
     if is_first_start:
-        own = next(name for name in sorted(runtimes) if name.startswith("python"))
+        python = next(name for name in sorted(runtimes) if name.startswith("python"))
         role = f"arn:aws:iam::{settings.account}:role/welcome"
-        await deploy_welcome(functions, apis, blobs, runtime=own, role=role)
+        await deploy_welcome(functions, apis, blobs, runtime=python, role=role)
     # Last of the first start: a crash before it makes the next start the first again.
     await accounts.ensure()
     access_keys = await accounts.secrets()
@@ -76,35 +88,72 @@ async def serve_gateway(settings: Settings) -> None:
         admission_wait_ms=settings.admission_wait_ms,
         max_concurrency=settings.max_concurrency,
     )
-    platform = GatewayPlatform(settings, calls, functions, apis)
+    place = Place(settings.region, settings.account)
+    verifier = Verifier(access_keys.get, settings.region)
+    admission = Admission(place, functions, verifier)
+    platform = GatewayPlatform(settings, calls, functions, apis, urls, admission)
+
+    async def exists(name: str) -> bool:
+        return (functions.cached(name) or await functions.get(name)) is not None
+
+    publisher = DurablePublisher(
+        parse_address(settings.durable_address),
+        parse_address(settings.express_address),
+        exists=exists,
+    )
+    publisher.on_throttled = partial(platform.counters.throttled, "durable")
 
     async def changed(name: str) -> None:
         calls.tell_changed(name)
 
     host, port = listeners["http"].getsockname()[:2]
     services = Services(
-        place=Place(settings.region, settings.account),
+        place=place,
         platform=platform,
+        publisher=publisher,
         functions=functions,
         blobs=blobs,
         apis=apis,
+        urls=urls,
         logs=LogReader(settings.logs_path),
+        bills=BillStore(durable),
+        triggers=TriggerStore(durable),
         runtimes=runtimes,
         http_url=f"http://{host}:{port}",
         changed=changed,
     )
-    door = Door(services, Verifier(access_keys.get, settings.region), TABLES)
+    front = Front(
+        Door(services, verifier, TABLES),
+        _pages(settings, platform, calls, publisher),
+        shows_metrics_to_all=settings.metrics_for == "all",
+    )
     stop = anyio.Event()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(calls.run)
+        tasks.start_soon(publisher.run)
         tasks.start_soon(_stop_on_signal, stop)
         async with anyio.create_task_group() as serving:
-            serving.start_soon(lambda: serve(door, sock=listeners["aws"], stop=stop))
+            serving.start_soon(lambda: serve(front, sock=listeners["aws"], stop=stop))
             for application in _http_adapters(platform):
                 serving.start_soon(lambda: serve(application, sock=listeners["http"], stop=stop))  # noqa: B023  # one HTTP adapter
             control.ready()
         tasks.cancel_scope.cancel()
     await durable.aclose()
+
+
+def _pages(
+    settings: Settings, platform: GatewayPlatform, calls: Calls, publisher: DurablePublisher
+) -> Pages:
+    def own() -> list[Family]:
+        lanes: dict[str, Publishing] = {"express": calls, "durable": publisher}
+        return [*platform.counters.families(), *publishing(lanes)]
+
+    return Pages(
+        parse_address(settings.express_address),
+        parse_address(settings.durable_address),
+        own=own,
+        admitting=calls.admitting,
+    )
 
 
 def _inherited_listeners() -> dict[str, socket.socket]:

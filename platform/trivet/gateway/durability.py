@@ -23,6 +23,13 @@ async def await_durable(durable: redis.asyncio.Redis, *, is_strict: bool) -> Non
         try:
             found = await durable.config_get(*POLICY)
             break
+        except redis.exceptions.AuthenticationError as error:
+            print(
+                f"trivet: the durable server does not let us in: {error}\n"
+                "hint: put user and password into TRIVET_DURABLE_URL: redis://user:password@host",
+                file=sys.stderr,
+            )
+            raise SystemExit(EXIT_CONFIG) from None
         except (redis.exceptions.BusyLoadingError, redis.exceptions.ConnectionError):
             await anyio.sleep(0.02)
         except redis.exceptions.ResponseError as error:

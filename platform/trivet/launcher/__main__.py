@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from trivet.errors import PlatformError, TrivetError
-from trivet.launcher import announce, folders, listeners, privilege
+from trivet.launcher import announce, folders, listeners, notify, privilege
 from trivet.launcher.announce import PlatformState
 from trivet.launcher.embedded import embedded_servers
 from trivet.launcher.identities import Identities, identities
@@ -49,6 +49,7 @@ class Report:
             os.set_inheritable(ready_fd, False)
 
     def ready(self, state: PlatformState) -> None:
+        notify.tell(notify.READY)
         if not self._tell(announce.ready_json(state)):
             text = announce.banner(state, has_colour=announce.has_colour(sys.stdout))
             announce.say(text, stream=sys.stdout)
@@ -58,6 +59,7 @@ class Report:
             announce.say_refusal(error)
 
     def ending(self) -> None:
+        notify.tell(notify.STOPPING)
         announce.say("  ending  (Ctrl-C again: at once)")
 
     def _tell(self, line: str) -> bool:

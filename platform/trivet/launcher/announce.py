@@ -117,4 +117,4 @@ def say_refusal(error: TrivetError) -> None:
         say(f"  | {one_line(str(line))}")
     say(f"error: {one_line(error.message)}")
     if error.hint:
-        say(f"  fix: {one_line(error.hint)}")
+        say(f"hint: {one_line(error.hint)}")

@@ -23,6 +23,10 @@ def open_listeners(settings: Settings, *, patience_s: float = 0.0) -> dict[str, 
     `patience_s`: how long to wait for an address that a killed predecessor may still hold.
     Raises PortTaken.
     """
+    if settings.aws_port == settings.http_port != 0:
+        # Else the second would find the first, and blame this very process.
+        message = f"port {settings.http_port} is given to both the AWS endpoint and HTTP triggers"
+        raise PortTaken(message, hint=f"TRIVET_HTTP_PORT=0 {command()} up  # 0: any free port")
     listeners: dict[str, socket.socket] = {}
     try:
         for name, port in (("aws", settings.aws_port), ("http", settings.http_port)):

@@ -130,6 +130,7 @@ class FunctionStore:
                 keys=[
                     keys.function_record(name),
                     keys.version_record(name, function.latest.key),
+                    keys.function_urls(name),
                 ],
                 args=[SUPERSEDED_LIFETIME_S],
             )

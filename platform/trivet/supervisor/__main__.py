@@ -13,17 +13,23 @@ import redis.asyncio
 import structlog
 
 from trivet.bus.consume import Intake
+from trivet.bus.dequeue import DurableIntake
 from trivet.bus.resp import parse_address
 from trivet.control import Control
+from trivet.core.measures import Family
 from trivet.reporting import configure_logging
 from trivet.runtimes import inherited_runtimes
 from trivet.settings import Settings, inherited_settings
 from trivet.store.blobs import Blobs
 from trivet.store.functions import FunctionStore
 from trivet.store.logs import LogWriter
+from trivet.store.retention import keep_swept
+from trivet.supervisor.counters import DURABLE, EXPRESS, keep_reporting, observed
 from trivet.supervisor.deadlines import Deadlines
 from trivet.supervisor.dispatch import Dispatcher
+from trivet.supervisor.meter import Meter
 from trivet.supervisor.pool import Pool
+from trivet.supervisor.settlement import Settlement
 
 log = structlog.get_logger()
 
@@ -49,14 +55,24 @@ async def supervise(settings: Settings) -> None:
             freed=lambda: dispatcher.slot_freed(),
         )
         dispatcher = Dispatcher(settings, pool, FunctionStore(durable), Deadlines(), tasks)
-        intake = Intake(
-            parse_address(settings.express_address),
-            node=settings.node,
-            epoch=f"{time.time_ns():x}",
+        node, epoch = settings.node, f"{time.time_ns():x}"
+        express = parse_address(settings.express_address)
+        intake = Intake(express, node=node, epoch=epoch, taker=dispatcher)
+        durable_intake = DurableIntake(
+            parse_address(settings.durable_address),
+            node=node,
+            epoch=epoch,
             taker=dispatcher,
+            set_flag=intake.set_durable_flag,
         )
-        dispatcher.answer = intake.answer
-        dispatcher.read = intake.read
+        intake.on_durable_ring = durable_intake.rung
+        meter = Meter(durable_intake.meter)
+        dispatcher.settlement = Settlement(intake, durable_intake, meter)
+
+        def leave_idle() -> None:
+            intake.leave_idle()
+            durable_intake.leave_idle()
+
         control.on_zygote(lambda runtime, link: pool.zygotes[runtime].attach(link))
 
         async def announce() -> None:
@@ -67,13 +83,31 @@ async def supervise(settings: Settings) -> None:
             tasks.start_soon(announce)
 
         tasks.start_soon(_stop_on_signal, stop)
+
+        def counted() -> list[Family]:
+            seen = observed(
+                pool.census(),
+                committing={EXPRESS: intake, DURABLE: durable_intake},
+                dropped_log_bytes=writer.dropped_bytes,
+                isolation=pool.isolation,
+            )
+            return [*pool.counters.families(), *seen]
+
+        tasks.start_soon(keep_reporting, express, node, counted)
         tasks.start_soon(_write_logs, writer)
-        tasks.start_soon(dispatcher.sweep, intake.leave_idle)
+        days, mb = settings.log_days, settings.log_mb
+        tasks.start_soon(lambda: keep_swept(settings.logs_path, most_days=days, most_mb=mb))
+        tasks.start_soon(dispatcher.sweep, leave_idle)
+        tasks.start_soon(durable_intake.run)
         tasks.start_soon(lambda: intake.run(started=connected))
         await stop.wait()
         with anyio.move_on_after(DRAIN_S):
             await intake.drain()
+            await durable_intake.drain()
             await dispatcher.finished()
+        meter.flush()
+        with anyio.move_on_after(2):
+            await durable_intake.committed()
         await anyio.lowlevel.checkpoint()  # the last replies leave with this turn of the loop
         pool.kill_all()
         with anyio.move_on_after(2):

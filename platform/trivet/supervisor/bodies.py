@@ -48,6 +48,7 @@ class Body:
         self.zygote = zygote
         self.uid = uid
         self.is_started = False
+        self.is_refused = False
         self._tenant: Tenant | None = None
         self._tree: int | None = None  # to be moved in, for a cell with a tenant
         self._ended = ended
@@ -94,6 +95,9 @@ class Body:
         elif self._tenant is not None:
             self._furnish()
 
+    def refused(self) -> None:
+        self.is_refused = True
+
     def filled(self) -> None:
         if self._tenant is not None:
             self._tenant.embodied()
@@ -103,6 +107,7 @@ class Body:
         self._loop.remove_writer(self._channel.fileno())
         self._loop.remove_reader(self.log_pipe)
         if self._tenant is not None:
+            self._receive_rest()
             self._tenant.exited(status)
         self._channel.close()
         os.close(self.log_pipe)
@@ -148,6 +153,18 @@ class Body:
         if not data:
             self._loop.remove_reader(self._channel.fileno())
         if self._tenant is not None:
+            self._tenant.received(data)
+
+    def _receive_rest(self) -> None:
+        """What it wrote before it ended counts, though its end was told first."""
+        assert self._tenant is not None
+        while True:
+            try:
+                data = self._channel.recv(READ_BYTES)
+            except OSError:
+                return
+            if not data:
+                return
             self._tenant.received(data)
 
     def _log_readable(self) -> None:

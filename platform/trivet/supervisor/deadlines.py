@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
+
+CROWDED = 1_024
 
 Deadline = list[Callable[[], None] | None]  # one cell: emptied when cleared
 
@@ -20,6 +22,7 @@ class Deadlines:
         self._loop = asyncio.get_running_loop()
         self._heap: list[tuple[float, int, Deadline]] = []
         self._count = 0
+        self._crowded = CROWDED
         self._timer: asyncio.TimerHandle | None = None
         self._fires_at = float("inf")
 
@@ -27,10 +30,18 @@ class Deadlines:
         at = self._loop.time() + seconds
         deadline: Deadline = [expired]
         self._count += 1
+        if len(self._heap) >= self._crowded:
+            self._forget_cleared()
         heappush(self._heap, (at, self._count, deadline))
         if at < self._fires_at:
             self._arm(at)
         return deadline
+
+    def _forget_cleared(self) -> None:
+        """A long timeout that was cleared would stay for all its time: a busy function has many."""
+        self._heap = [entry for entry in self._heap if entry[2][0] is not None]
+        heapify(self._heap)
+        self._crowded = max(CROWDED, 2 * len(self._heap))
 
     def _arm(self, at: float) -> None:
         if self._timer is not None:
@@ -39,16 +50,20 @@ class Deadlines:
         self._timer = self._loop.call_at(at, self._fire)
 
     def _fire(self) -> None:
-        heap = self._heap
         now = self._loop.time()
-        while heap and (heap[0][2][0] is None or heap[0][0] <= now):
-            expired = heappop(heap)[2][0]
+        while self._heap and (self._heap[0][2][0] is None or self._heap[0][0] <= now):
+            expired = heappop(self._heap)[2][0]
             if expired is not None:
-                expired()
+                try:
+                    expired()
+                except Exception as error:
+                    # A bug of ours in one: the others, timeouts of functions among them, go on.
+                    context = {"message": "a deadline failed", "exception": error}
+                    self._loop.call_exception_handler(context)
         self._fires_at = float("inf")
         self._timer = None
-        if heap:
-            self._arm(heap[0][0])
+        if self._heap:
+            self._arm(self._heap[0][0])
 
 
 def clear(deadline: Deadline) -> None:

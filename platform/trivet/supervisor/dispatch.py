@@ -18,14 +18,18 @@ from trivet.store.functions import FunctionStore
 from trivet.supervisor.deadlines import Deadlines
 from trivet.supervisor.fleet import Fleet
 from trivet.supervisor.pool import Pool
+from trivet.supervisor.settlement import Settlement
 
 log = structlog.get_logger()
 
 SWEEP_S = 1.0
+# A function without a slot waits this long before it takes one from a busy fleet: two hot
+# functions on one slot would otherwise start cold for every call.
+PATIENCE_S = 0.1
 
 
 class Dispatcher:
-    """Implements `consume.Taker`."""
+    """Implements `consume.Taker` and `dequeue.Taker`."""
 
     def __init__(
         self,
@@ -47,21 +51,20 @@ class Dispatcher:
         self._loading: dict[tuple[str, str], list[frames.Delivery]] = {}
         self._finished: anyio.Event | None = None  # set once nothing runs or waits any more
         self._is_starved = False  # some fleet wants a slot and has none
-        # Given by the composition root, since intake and dispatcher need each other.
-        self.answer: Callable[[frames.Delivery, bytes], None]
-        self.read: Callable[[str], None]
+        # Given by the composition root, since lanes and dispatcher need each other.
+        self.settlement: Settlement
 
     def __repr__(self) -> str:
         return f"<Dispatcher {len(self._fleets)} fleets, {len(self._loading)} loading>"
 
-    # ------------------------------------------------------------------ consume.Taker
+    # ------------------------------------------------------------- the lanes' Taker
 
     def room(self, function: str) -> int:
         fleets = self._by_function.get(function)
         if not fleets:
             # Unknown here: take as many as could start, and learn its version from the first.
             return max(1, min(self._pool.free_slots, 4)) if not self._is_loading(function) else 0
-        demand = fleets[-1].demand()
+        demand = fleets[-1].demand(loading=self._count_loading(function))
         free = self._pool.free_slots
         if free == 0 and self._pool.is_full and not demand.busy and self._has_idle_elsewhere():
             free = 1
@@ -74,18 +77,38 @@ class Dispatcher:
         touched = set()
         now_ms = int(time.time() * 1000)
         for delivery in deliveries:
-            if delivery.expires_ms < now_ms:
-                self._refuse(delivery)
+            if delivery.is_expired(now_ms):
+                self.settlement.throttled(delivery)
                 continue
-            key = (delivery.function, delivery.version_key)
-            fleet = self._fleets.get(key)
+            fleet = self._fleet_of(delivery)
             if fleet is None:
-                self._load(key, delivery)
+                self._load((delivery.function, delivery.version_key), delivery)
             else:
                 fleet.queue.append(delivery)
                 touched.add(fleet)
         for fleet in touched:
             self._assign(fleet)
+
+    def _fleet_of(self, delivery: frames.Delivery) -> Fleet | None:
+        if delivery.version_key:
+            return self._fleets.get((delivery.function, delivery.version_key))
+        # An asynchronous event runs what is current when it runs, not when it was sent.
+        newest = self._by_function.get(delivery.function, ())
+        return newest[-1] if newest and not newest[-1].is_superseded else None
+
+    def durable_room(self, function: str) -> int:
+        """Strict: what can run right now, and nothing ahead."""
+        fleets = self._by_function.get(function)
+        free = self._pool.free_slots
+        if not fleets:
+            return 0 if self._is_loading(function) else min(free, 4)
+        demand = fleets[-1].demand(loading=self._count_loading(function))
+        if free == 0 and self._pool.is_full and not demand.busy and self._has_idle_elsewhere():
+            free = 1
+        room = max(0, demand.idle + demand.starting + free - demand.waiting)
+        if room == 0:
+            self._is_starved = True
+        return room
 
     def is_idle(self, function: str) -> bool:
         return not self._by_function.get(function) and not self._is_loading(function)
@@ -98,6 +121,9 @@ class Dispatcher:
     def _is_loading(self, function: str) -> bool:
         return any(name == function for name, _ in self._loading)
 
+    def _count_loading(self, function: str) -> int:
+        return sum(len(waiting) for (name, _), waiting in self._loading.items() if name == function)
+
     def _load(self, key: tuple[str, str], delivery: frames.Delivery) -> None:
         waiting = self._loading.get(key)
         if waiting is None:
@@ -107,13 +133,22 @@ class Dispatcher:
             waiting.append(delivery)
 
     async def _begin_fleet(self, key: tuple[str, str]) -> None:
+        function, version_key = key
         version: FunctionVersion | None = None
+        current: Function | None = None
         message = "The function's version is gone."
+        is_gone = False
         try:
-            version = await self._store.version(*key)
+            current = await self._store.fetch(function)
+            if version_key:
+                version = await self._store.version(function, version_key)
+            elif current is not None:
+                # An asynchronous event runs what is current when it runs.
+                version = current.latest
+            is_gone = version is None
         except Exception as error:
             # Whatever the durable server says, the callers must hear of it.
-            log.error("version.unreadable", function=key[0], error=str(error))
+            log.error("version.unreadable", function=function, error=str(error))
             message = "The function's version could not be read."
         waiting = self._loading.pop(key)
         if version is not None and not self._pool.runs(version.runtime):
@@ -121,27 +156,54 @@ class Dispatcher:
             version = None
         if version is None:
             for delivery in waiting:
-                failed = frames.pack_failure(delivery.call, "ServiceException", 500, message)
-                self.answer(delivery, failed)
+                if is_gone:
+                    self.settlement.dropped(delivery, message)
+                else:
+                    self.settlement.failed(delivery, message)
+            self._rested(function)
             return
-        fleet = Fleet(
-            version,
-            self._pool,
-            self._deadlines,
-            init_limit_ms=self._settings.init_limit_ms,
-            answer=self.answer,
-            rested=self._rested,
-        )
-        self._fleets[key] = fleet
-        for older in self._by_function.setdefault(key[0], []):
-            older.supersede()
-        self._by_function[key[0]].append(fleet)
+        is_current = current is not None and current.latest.key == version.key
+        fleet = self._fleet(version, is_current=is_current)
         fleet.queue.extend(waiting)
         self._assign(fleet)
-        self.read(key[0])
+        self.settlement.read(function)
+
+    def _fleet(self, version: FunctionVersion, *, is_current: bool) -> Fleet:
+        """The fleet of `version`, made if need be. Only the current one keeps anything warm."""
+        key = (version.function, version.key)
+        fleet = self._fleets.get(key)
+        if fleet is None:
+            fleet = self._fleets[key] = Fleet(
+                version,
+                self._pool,
+                self._deadlines,
+                init_limit_ms=self._settings.init_limit_ms,
+                settlement=self.settlement,
+                rested=self._rested,
+                gives_way=self._gives_way,
+            )
+            self._by_function.setdefault(version.function, []).insert(0, fleet)
+        if is_current:
+            self._make_current(fleet)
+        else:
+            fleet.supersede()
+        return fleet
+
+    def _make_current(self, fleet: Fleet) -> None:
+        """`fleet` is what the function runs now: the last of its fleets, and the only warm one."""
+        fleets = self._by_function[fleet.version.function]
+        fleets.remove(fleet)
+        for older in fleets:
+            older.supersede()
+        fleets.append(fleet)
+        fleet.is_superseded = False
 
     def _assign(self, fleet: Fleet) -> None:
         unmet = fleet.assign()
+        if fleet.size or not fleet.queue:
+            fleet.hungry_since = None
+        elif fleet.hungry_since is None:
+            fleet.hungry_since = self._loop.time()
         if unmet:
             self._is_starved = True
             if self._pool.is_full:
@@ -158,13 +220,28 @@ class Dispatcher:
         if oldest is not None:
             oldest.retire(idle_before=oldest.idle[0].idle_since + 1e-9)
 
+    def _gives_way(self, fleet: Fleet) -> bool:
+        """A function with work and no slot gets one from the fleet that holds the most."""
+        if not (self._is_starved and self._pool.is_full) or len(self._fleets) == 1:
+            return False
+        long_ago = self._loop.time() - PATIENCE_S
+        if not any(
+            f.hungry_since is not None and f.hungry_since < long_ago for f in self._hungry()
+        ):
+            return False
+        # Of equals the one that asks: with one slot each, they take turns.
+        return fleet.size >= max(f.size for f in self._fleets.values())
+
+    def _hungry(self) -> list[Fleet]:
+        return [f for f in self._fleets.values() if f.queue and not f.size]
+
     def _has_idle_elsewhere(self) -> bool:
         return any(fleet.idle for fleet in self._fleets.values())
 
     def _rested(self, function: str) -> None:
         if self._finished is not None and not self.is_busy:
             self._finished.set()
-        self.read(function)
+        self.settlement.read(function)
         # An idle environment of one function is a slot that another may take over.
         if self._is_starved and len(self._by_function) > 1:
             self.slot_freed()
@@ -176,17 +253,12 @@ class Dispatcher:
             self._loop.call_soon(self._feed)
 
     def _feed(self) -> None:
-        for function, fleets in list(self._by_function.items()):
-            for fleet in fleets:
-                if fleet.queue:
-                    self._assign(fleet)
-            self.read(function)
-
-    def _refuse(self, delivery: frames.Delivery) -> None:
-        refused = frames.pack_failure(
-            delivery.call, "TooManyRequestsException", 429, "Rate Exceeded."
-        )
-        self.answer(delivery, refused)
+        # Those with the fewest slots first, or the first function would always win.
+        waiting = [f for f in self._fleets.values() if f.queue]
+        for fleet in sorted(waiting, key=lambda f: (f.size, f.hungry_since or float("inf"))):
+            self._assign(fleet)
+        for function in list(self._by_function):
+            self.settlement.read(function)
 
     async def _retire_changed(self, function: str) -> None:
         """A function was updated or deleted: what is warm of its old version goes."""
@@ -198,8 +270,10 @@ class Dispatcher:
             # Not urgent: the next event brings the new version's key along.
             log.warning("function.unreadable", function=function, error=str(error))
             return
-        for fleet in self._by_function.get(function, []):
-            if current is None or fleet.version.key != current.latest.key:
+        for fleet in list(self._by_function.get(function, [])):
+            if current is not None and fleet.version.key == current.latest.key:
+                self._make_current(fleet)
+            else:
                 fleet.supersede()
 
     # ------------------------------------------------------------------ what keeps it going
@@ -215,6 +289,8 @@ class Dispatcher:
                 if retired:
                     log.info("environments.retired", function=key[0], count=retired)
                 fleet.fail_expired(now_ms)
+                if fleet.queue:
+                    self._assign(fleet)  # what it waits for may take longer than was to be expected
                 if fleet.is_empty:
                     del self._fleets[key]
                     self._by_function[key[0]].remove(fleet)

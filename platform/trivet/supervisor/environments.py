@@ -25,6 +25,8 @@ class Owner(Protocol):
 
     def broke_protocol(self, environment: Environment) -> None: ...
 
+    def lost(self, environment: Environment) -> None: ...
+
     def exited(self, environment: Environment, status: int | None) -> None: ...
 
 
@@ -56,6 +58,11 @@ class Environment:
     def peak_mb(self) -> int:
         return -(-self.peak_kib // 1024)
 
+    @property
+    def is_refused(self) -> bool:
+        """A zygote said that it cannot be started."""
+        return self._body.is_refused
+
     def move(self, signal: Signal) -> None:
         self.state = moved(self.state, signal)
 
@@ -76,9 +83,14 @@ class Environment:
 
     def received(self, data: bytes) -> None:
         if not data:
-            # It closed its own channel: nothing more can come of it.
-            self.kill()
+            # It closed its own channel: nothing more can come of it. One that never began has not:
+            # its zygote is about to say why.
+            if self.state is not State.STARTING:
+                self.owner.lost(self)
+                self.kill()
             return
+        if self.state in (State.DYING, State.DEAD):
+            return  # nothing more of it is to be believed, nor kept
         buffer = self._buffer
         buffer += data
         while len(buffer) >= wire.FRAME.size:

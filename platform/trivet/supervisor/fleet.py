@@ -13,13 +13,15 @@ import structlog
 
 from trivet.bus import frames
 from trivet.core import outcomes, scaling
-from trivet.core.billing import billed_ms
+from trivet.core.billing import Reading, billed_ms
 from trivet.core.functions import FunctionVersion
 from trivet.core.lifecycle import Signal, State
 from trivet.core.outcomes import Outcome
+from trivet.supervisor.counters import DURABLE, EXPRESS
 from trivet.supervisor.deadlines import Deadline, Deadlines, clear
 from trivet.supervisor.environments import Environment
 from trivet.supervisor.pool import Pool
+from trivet.supervisor.settlement import Settlement
 from trivet_worker import wire
 
 log = structlog.get_logger()
@@ -27,8 +29,6 @@ log = structlog.get_logger()
 # A zygote that refuses this often in a row will refuse again: tell the callers.
 MOST_REFUSALS = 3
 SMOOTHING = 0.2  # weight of the newest measurement
-
-Answer = Callable[[frames.Delivery, bytes], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -50,10 +50,11 @@ class Fleet:
         deadlines: Deadlines,
         *,
         init_limit_ms: int,
-        answer: Answer,
+        settlement: Settlement,
         rested: Callable[[str], None],
+        gives_way: Callable[[Fleet], bool],
     ) -> None:
-        """`answer` sends reply frames; `rested(function)` says that an environment fell idle."""
+        """`rested(function)` says that an environment fell idle."""
         self.version = version
         self.queue: deque[frames.Delivery] = deque()
         self.idle: list[Environment] = []  # newest last: it is the warmest, so it is used first
@@ -61,15 +62,19 @@ class Fleet:
         self._pool = pool
         self._deadlines = deadlines
         self._init_limit_ms = init_limit_ms
-        self._answer = answer
+        self._settlement = settlement
         self._rested = rested
+        self._gives_way = gives_way
+        self.hungry_since: float | None = None  # loop time: work, and not one slot
         self._loop = asyncio.get_running_loop()
         self._running: dict[Environment, Attempt] = {}
         self._starting: dict[Environment, Deadline] = {}
         self._run_ms: float | None = None
         self._cold_start_ms: float | None = None
         self._refusals = 0
-        self._has_slow_init = False
+        # Initialisations that took too long and are to be repeated, and those that repeat one.
+        self._repeats = 0
+        self._repeating: set[Environment] = set()
 
     def __repr__(self) -> str:
         counts = (len(self.idle), len(self._running), len(self._starting), len(self.queue))
@@ -82,18 +87,31 @@ class Fleet:
         return not (self.idle or self._running or self._starting or self.queue)
 
     @property
+    def size(self) -> int:
+        """How many slots it holds."""
+        return len(self.idle) + len(self._running) + len(self._starting)
+
+    @property
     def is_busy(self) -> bool:
         return bool(self._running or self._starting or self.queue)
 
-    def demand(self) -> scaling.Demand:
+    def demand(self, *, loading: int = 0) -> scaling.Demand:
+        """`loading`: events taken that wait for their version to be fetched."""
         return scaling.Demand(
-            waiting=len(self.queue),
+            waiting=len(self.queue) + loading,
             idle=len(self.idle),
             busy=len(self._running),
             starting=len(self._starting),
-            run_ms=self._run_ms,
+            run_ms=self._expected_run_ms(),
             cold_start_ms=self._cold_start_ms,
         )
+
+    def _expected_run_ms(self) -> float | None:
+        """What is usual, or what the oldest attempt has taken already, if that is longer."""
+        if self._run_ms is None or not self._running:
+            return self._run_ms
+        oldest = next(iter(self._running.values()))
+        return max(self._run_ms, (time.monotonic_ns() - oldest.began_ns) / 1e6)
 
     # ------------------------------------------------------------------ giving work
 
@@ -108,7 +126,7 @@ class Fleet:
         if not queue:
             return 0
         wanted = scaling.starts(self.demand(), free_slots=len(queue))
-        free = self._pool.free_slots
+        free = self._pool.free_slots if self._pool.can_start(self.version.runtime) else 0
         for _ in range(min(wanted, free)):
             self._start()
         return max(0, wanted - free)
@@ -120,7 +138,11 @@ class Fleet:
             log.error("environment.refused", function=self.version.function, error=str(error))
             self._fail_all("The function's code could not be read.")
             return
-        limit_ms = self.version.timeout_ms if self._has_slow_init else self._init_limit_ms
+        limit_ms = self._init_limit_ms
+        if self._repeats:
+            self._repeats -= 1
+            self._repeating.add(environment)
+            limit_ms = self.version.timeout_ms
         self._starting[environment] = self._deadlines.after(
             limit_ms / 1000, lambda: self._init_expired(environment)
         )
@@ -147,9 +169,12 @@ class Fleet:
 
     def initialised(self, environment: Environment) -> None:
         clear(self._starting.pop(environment))
+        self._repeating.discard(environment)
         self._refusals = 0
-        took_ms = (time.monotonic_ns() - environment.asked_ns) / 1e6
-        self._cold_start_ms = _smoothed(self._cold_start_ms, took_ms)
+        took_ns = time.monotonic_ns() - environment.asked_ns
+        self._cold_start_ms = _smoothed(self._cold_start_ms, took_ns / 1e6)
+        init_ns = environment.init_ns
+        self._pool.counters.environment_started(took_ns - init_ns, init_ns)
         self._rest(environment)
         self._pool.initialised()
 
@@ -171,8 +196,12 @@ class Fleet:
         log.warning("environment.broke_protocol", function=self.version.function)
         if attempt is None:
             if environment in self._starting:
-                self._give_up_start(environment, None)
-            self._end(environment)
+                waiting = self.queue[0].request_id if self.queue else ""
+                self._give_up_start(environment, outcomes.broke_protocol(waiting))
+            else:
+                self.lost(environment)
+                self._end(environment)
+                self.assign()
             return
         clear(attempt.deadline)
         outcome = outcomes.broke_protocol(attempt.delivery.request_id)
@@ -197,8 +226,9 @@ class Fleet:
 
     def _exited_starting(self, environment: Environment, status: int | None) -> None:
         if environment.state is State.STARTING:
-            # It never ran: the platform's fault, so the waiting events are not to blame.
-            self._refusals += 1
+            # It never ran: the platform's fault, so the waiting events are not to blame. A zygote
+            # that died took its unborn with it, and the next one starts them.
+            self._refusals += environment.is_refused
             self._drop_start(environment)
             if self._refusals >= MOST_REFUSALS:
                 self._refusals = 0
@@ -224,24 +254,24 @@ class Fleet:
     def _init_expired(self, environment: Environment) -> None:
         environment.init_ns = time.monotonic_ns() - environment.asked_ns
         environment.journal.init_report("timeout", environment.init_ns)
-        if self._has_slow_init and self.queue:
+        if environment in self._repeating:
             now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            request_id = self.queue[0].request_id
+            request_id = self.queue[0].request_id if self.queue else ""
             outcome = outcomes.timed_out(request_id, self.version.timeout_ms, now)
             self._give_up_start(environment, outcome)
             return
         # AWS initialises once more, within the function's own timeout.
-        self._has_slow_init = True
+        self._repeats += 1
         self._drop_start(environment)
         self._end(environment)
         self.assign()
 
     # ------------------------------------------------------------------ ending things
 
-    def _give_up_start(self, environment: Environment, outcome: Outcome | None) -> None:
+    def _give_up_start(self, environment: Environment, outcome: Outcome) -> None:
         """An initialisation failed: the event that waited longest is its invocation."""
         self._drop_start(environment)
-        if outcome is not None and self.queue:
+        if self.queue:
             delivery = self.queue.popleft()
             environment.journal.begin(delivery.request_id, keep_tail=delivery.wants_log_tail)
             attempt = Attempt(delivery, 0, [None])
@@ -253,6 +283,7 @@ class Fleet:
 
     def _drop_start(self, environment: Environment) -> None:
         clear(self._starting.pop(environment))
+        self._repeating.discard(environment)
         self._pool.initialised()
 
     def _close(
@@ -262,28 +293,33 @@ class Fleet:
         delivery = attempt.delivery
         init_ns = environment.init_ns if environment.is_fresh else None
         environment.is_fresh = False
+        reading = Reading(
+            request_id=delivery.request_id,
+            function=self.version.function,
+            version=self.version.version,
+            ended_ms=int(time.time() * 1000),
+            memory_mb=self.version.memory_mb,
+            billed_ms=billed_ms(run_ns, init_ns or 0),
+            init_ms=None if init_ns is None else init_ns / 1e6,
+            start="warm" if init_ns is None else "cold",
+            status=outcome.status,
+        )
         tail = environment.journal.end(
             outcome,
             run_ns=run_ns,
-            billed_ms=billed_ms(run_ns, init_ns or 0),
+            billed_ms=reading.billed_ms,
             init_ns=init_ns,
             peak_mb=environment.peak_mb,
         )
-        self._answer(
-            delivery,
-            frames.pack_reply(
-                delivery.call,
-                outcome.payload,
-                outcome.function_error,
-                self.version.version,
-                tail,
-            ),
-        )
+        self._settlement.ended(delivery, outcome, reading, tail)
+        lane = DURABLE if delivery.is_durable else EXPRESS
+        is_error = outcome.function_error is not None
+        self._pool.counters.attempt_ended(lane, reading.function, run_ns, is_error=is_error)
 
     def _rest(self, environment: Environment) -> None:
-        if self.queue:
+        if self.queue and not self._gives_way(self):
             self._invoke(environment, self.queue.popleft())
-        elif self.is_superseded:
+        elif self.queue or self.is_superseded:
             self._end(environment)
         else:
             environment.idle_since = self._loop.time()
@@ -303,6 +339,11 @@ class Fleet:
             self._end(environment)
         return len(retired)
 
+    def lost(self, environment: Environment) -> None:
+        """It is ending by itself: while it does, it gets no work."""
+        if environment in self.idle:
+            self.idle.remove(environment)
+
     def supersede(self) -> None:
         """Another version took this one's place: finish what waits, and keep nothing warm."""
         self.is_superseded = True
@@ -310,18 +351,12 @@ class Fleet:
 
     def fail_expired(self, now_ms: int) -> None:
         """Refuse the events that waited too long here while nothing could run them."""
-        while self.queue and not self._starting and self.queue[0].expires_ms < now_ms:
-            delivery = self.queue.popleft()
-            failed = frames.pack_failure(
-                delivery.call, "TooManyRequestsException", 429, "Rate Exceeded."
-            )
-            self._answer(delivery, failed)
+        while self.queue and not self._starting and self.queue[0].is_expired(now_ms):
+            self._settlement.throttled(self.queue.popleft())
 
     def _fail_all(self, message: str) -> None:
         while self.queue:
-            delivery = self.queue.popleft()
-            failed = frames.pack_failure(delivery.call, "ServiceException", 500, message)
-            self._answer(delivery, failed)
+            self._settlement.failed(self.queue.popleft(), message)
 
 
 def _smoothed(old: float | None, new: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -18,6 +18,7 @@ from trivet.settings import Settings
 from trivet.store.blobs import Blobs
 from trivet.store.logs import LogWriter
 from trivet.supervisor.bodies import Body
+from trivet.supervisor.counters import Counters
 from trivet.supervisor.environments import Environment, Owner, pack_init
 from trivet.supervisor.journal import Journal
 from trivet.supervisor.zygotes import Zygote
@@ -57,13 +58,19 @@ class Pool:
         self._living: set[Environment] = set()
         self._emptied: anyio.Event | None = None  # set once nothing lives any more
         self.starting = 0
-        for name in self._has_cells:
-            self.zygotes[name].on_ready = partial(self._refill, name)
+        self.counters = Counters()
+        for name in self.zygotes:
+            self.zygotes[name].on_ready = partial(self._zygote_ready, name)
 
     def __repr__(self) -> str:
         states = [e.state.value for e in self._living]
         counts = ", ".join(f"{states.count(s)} {s}" for s in ("idle", "busy", "starting"))
         return f"<Pool {counts}>"
+
+    def census(self) -> dict[str, int]:
+        """How many environments are in each state; a cell is one that has no function yet."""
+        states = Counter(environment.state.value for environment in self._living)
+        return {**states, "cell": sum(map(len, self._cells.values()))}
 
     @property
     def free_slots(self) -> int:
@@ -77,6 +84,10 @@ class Pool:
 
     def runs(self, runtime: str) -> bool:
         return runtime in self.zygotes
+
+    def can_start(self, runtime: str) -> bool:
+        """Whether its zygote ever said how far it isolates: an environment is made to that."""
+        return self.zygotes[runtime].ready.is_set()
 
     # ------------------------------------------------------------------ starting
 
@@ -110,6 +121,11 @@ class Pool:
         body = Body(zygote, self._lease_uid(zygote), ended=self._on_body_ended, tree=tree)
         self._bodies.add(body)
         return body
+
+    def _zygote_ready(self, runtime: str) -> None:
+        if runtime in self._has_cells:
+            self._refill(runtime)
+        self._freed()
 
     def _refill(self, runtime: str) -> None:
         cells = self._cells[runtime]

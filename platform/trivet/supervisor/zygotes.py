@@ -30,6 +30,10 @@ class Process(Protocol):
 
     def filled(self) -> None: ...
 
+    def refused(self) -> None:
+        """Its zygote could not start it, or not complete it. `exited` follows."""
+        ...
+
     def exited(self, status: int | None) -> None:
         """Its exit status, or minus the signal; None when no zygote saw it or could start it."""
         ...
@@ -63,7 +67,10 @@ class Zygote:
 
     def attach(self, link: socket.socket) -> None:
         """Use a new zygote; the processes of the one before are handed to it."""
-        self._detach()
+        if self._link is not None:
+            self._readable()  # its last words, and its end, are usually there already
+        if self._link is not None:
+            self._lose()
         link.setblocking(False)
         self._link = link
         asyncio.get_running_loop().add_reader(link.fileno(), self._readable)
@@ -71,9 +78,15 @@ class Zygote:
             if entry.is_orphan:
                 self._send(wire.ADOPT, number, fds=[os.dup(entry.pidfd)])
 
+    def _lose(self) -> None:
+        log.warning("zygote.lost", runtime=self.runtime, processes=len(self._entries))
+        self._detach()
+        self._orphan_all()
+
     def _detach(self) -> None:
         if self._link is not None:
             asyncio.get_running_loop().remove_reader(self._link.fileno())
+            asyncio.get_running_loop().remove_writer(self._link.fileno())
             self._link.close()
             self._link = None
 
@@ -131,9 +144,7 @@ class Zygote:
             except OSError:
                 message, fds = b"", []
             if not message:
-                log.warning("zygote.lost", runtime=self.runtime, processes=len(self._entries))
-                self._detach()
-                self._orphan_all()
+                self._lose()
                 return
             kind, number, first, second = wire.COMMAND.unpack(message)
             self._on_message(kind, number, first, second, fds)
@@ -143,6 +154,7 @@ class Zygote:
         if kind == wire.READY:
             self.isolation = second
             self.ready.set()
+            self._flush()
             self.on_ready()
         elif entry is None:
             for fd in fds:
@@ -158,6 +170,7 @@ class Zygote:
         elif kind == wire.REFUSED:
             log.error("environment.refused", runtime=self.runtime, error=os.strerror(first))
             self.kill(number)
+            entry.process.refused()
             self._end(number, None)
 
     def _gone(self, number: int) -> None:

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 
 from trivet.aws.services import Operation
 
-from . import account, functions, invoke, tags, unset
+from . import account, functions, invoke, permissions, tags, unset, urls
 
 OPERATIONS: Mapping[str, Operation] = {
     **account.OPERATIONS,
     **functions.OPERATIONS,
     **invoke.OPERATIONS,
+    **permissions.OPERATIONS,
     **tags.OPERATIONS,
     **unset.OPERATIONS,
+    **urls.OPERATIONS,
 }

@@ -153,6 +153,7 @@ async def delete_function(
         raise CallerError("$LATEST version cannot be deleted without deleting the function.")
     if wanted.qualifier is None:
         await services.functions.delete(wanted.name)
+        await services.urls.refresh(wanted.name)
         await services.changed(wanted.name)
     elif not wanted.qualifier.isdecimal():
         raise CallerError("Deletion of aliases is not currently supported.")
@@ -165,12 +166,16 @@ async def edited(
     wanted: Named,
     params: Mapping[str, Any],
     edit: Callable[[Function], Function],
+    mark: Callable[[Function], Function] | None = None,
 ) -> Function:
-    """Change a function and say so; again if another change came between, unless told not to."""
+    """Change a function and say so; again if another change came between, unless told not to.
+
+    `mark` gives what is changed its new revision: `touched`, if nothing else is asked for.
+    """
     for _ in range(_ATTEMPTS):
         before = await found(services, wanted)
         _check_revision(before, params)
-        after = touched(edit(before))
+        after = (mark or touched)(edit(before))
         try:
             await services.functions.replace(after, before.revision_id)
         except PreconditionFailed:
@@ -185,8 +190,12 @@ async def edited(
 
 def touched(function: Function) -> Function:
     """As it is after any change, also one that changes nothing."""
-    now_ms = time.time_ns() // 1_000_000
-    return replace(function, revision_id=str(uuid.uuid4()), last_modified_ms=now_ms)
+    return replace(revised(function), last_modified_ms=time.time_ns() // 1_000_000)
+
+
+def revised(function: Function) -> Function:
+    """As it is after a change of what belongs to it, but is not its code or configuration."""
+    return replace(function, revision_id=str(uuid.uuid4()))
 
 
 def _check_settings(services: Services, params: Mapping[str, Any], name: str) -> None:

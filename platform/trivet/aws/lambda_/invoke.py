@@ -1,4 +1,4 @@
-"""Invoke: a function run for a caller who waits."""
+"""Invoke: a function run for a caller who waits, or accepted to be run later."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ from trivet_worker.wire import MAX_REQUEST_BYTES
 
 from .names import found, named
 
+MAX_EVENT_BYTES = 1_048_576  # AWS: 1 MB since October 2025
 MAX_CLIENT_CONTEXT_BYTES = 3_583  # of base64
 
 
 async def invoke(services: Services, params: dict[str, Any], caller: Caller) -> dict[str, Any]:
     kind = params.get("InvocationType", "RequestResponse")
     wanted = named(services, params, "Invoke")
-    _refuse_absent(params, kind)
+    _refuse_absent(params)
     payload = params.get("Payload") or b"{}"
-    _check_payload(payload)
+    _check_payload(payload, kind)
     client_context = _client_context(params.get("ClientContext", ""))
     # AWS names the version here, also where the caller did not.
     version = wanted if wanted.qualifier else replace(wanted, qualifier=LATEST)
@@ -48,6 +49,9 @@ async def invoke(services: Services, params: dict[str, Any], caller: Caller) -> 
         wants_log_tail=params.get("LogType") == "Tail",
         invoked_arn=wanted.arn,
     )
+    if kind == "Event":
+        await services.publisher.publish(event)
+        return {"StatusCode": 202}
     reply = await services.platform.invoke(event)
     answer: dict[str, Any] = {
         "StatusCode": 200,
@@ -61,23 +65,19 @@ async def invoke(services: Services, params: dict[str, Any], caller: Caller) -> 
     return answer
 
 
-def _refuse_absent(params: Mapping[str, Any], kind: str) -> None:
-    if kind == "Event":
-        raise NotImplementedHere(
-            "Trivet does not have asynchronous invocation yet. "
-            "Use the invocation type RequestResponse."
-        )
+def _refuse_absent(params: Mapping[str, Any]) -> None:
     if "DurableExecutionName" in params:
         raise NotImplementedHere("Trivet does not have durable functions yet.")
     if "TenantId" in params:
         raise CallerError("The invoked function is not enabled with tenancy configuration.")
 
 
-def _check_payload(payload: bytes) -> None:
-    if len(payload) > MAX_REQUEST_BYTES:
+def _check_payload(payload: bytes, kind: str) -> None:
+    limit = MAX_EVENT_BYTES if kind == "Event" else MAX_REQUEST_BYTES
+    if len(payload) > limit:
         raise RequestTooLarge(
-            f"{len(payload)} byte payload is too large for the RequestResponse invocation type "
-            f"(limit {MAX_REQUEST_BYTES} bytes)"
+            f"{len(payload)} byte payload is too large for the {kind} invocation type "
+            f"(limit {limit} bytes)"
         )
     try:
         orjson.loads(payload)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from trivet.aws.services import Caller, Operation, Services
-from trivet.errors import FunctionNotFound
 
 from .names import found, named
 
@@ -25,13 +24,7 @@ async def get_function_concurrency(
     return {}
 
 
-async def get_policy(services: Services, params: dict[str, Any], caller: Caller) -> dict[str, Any]:
-    await found(services, named(services, params, "GetPolicy"))
-    raise FunctionNotFound("The resource you requested does not exist.")
-
-
 OPERATIONS: Mapping[str, Operation] = {
     "GetFunctionCodeSigningConfig": get_function_code_signing_config,
     "GetFunctionConcurrency": get_function_concurrency,
-    "GetPolicy": get_policy,
 }

@@ -1,0 +1,62 @@
+"""Events: many at once, accepted for asynchronous invocation."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import anyio
+import orjson
+
+from trivet.aws.lambda_.names import named
+from trivet.aws.services import Caller, Operation, Services
+from trivet.core.invocations import Event
+from trivet.errors import InvalidRequestContent, TrivetError
+
+
+async def publish_events(
+    services: Services, params: dict[str, Any], caller: Caller
+) -> dict[str, Any]:
+    """Each event is accepted or refused by itself; the answer comes when all are on disk."""
+    given = params["Events"]
+    results: list[dict[str, Any]] = [{}] * len(given)
+
+    async def publish(place: int) -> None:
+        results[place] = await _published(services, given[place])
+
+    async with anyio.create_task_group() as tasks:
+        for place in range(len(given)):
+            tasks.start_soon(publish, place)
+    failed = sum("ErrorCode" in result for result in results)
+    return {"FailedCount": failed, "Results": results}
+
+
+async def _published(services: Services, given: Mapping[str, Any]) -> dict[str, Any]:
+    event_id = given.get("Id") or str(uuid.uuid4())
+    try:
+        wanted = named(services, {"FunctionName": given["Function"]}, "PublishEvents")
+        event = Event(
+            id=event_id,
+            function=wanted.name,
+            source="publish",
+            payload=_payload(given.get("Payload", "{}")),
+            invoked_arn=wanted.arn,
+        )
+        is_new = await services.publisher.publish(event, once=given.get("Once", ""))
+    except TrivetError as error:
+        return {"Id": event_id, "ErrorCode": error.error_type, "ErrorMessage": error.message}
+    return {"Id": event_id} if is_new else {"Id": event_id, "Duplicate": True}
+
+
+def _payload(text: str) -> bytes:
+    try:
+        payload = text.encode()
+        orjson.loads(payload)
+    except ValueError as error:
+        message = f"Could not parse request body into json: {error}"
+        raise InvalidRequestContent(message) from None
+    return payload
+
+
+OPERATIONS: Mapping[str, Operation] = {"PublishEvents": publish_events}
