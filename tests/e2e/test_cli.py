@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from tests.e2e.conftest import BIN, Running
 
+pytestmark = pytest.mark.slow
+
 OWN = f"python3.{sys.version_info.minor}"
 NODE = """
 export const handler = async (event) => {

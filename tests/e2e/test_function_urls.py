@@ -16,6 +16,8 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from tests.e2e.conftest import Deployed, Running
 
+pytestmark = pytest.mark.slow
+
 Deploy = Callable[..., Deployed]
 
 GREET = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ def steps(text: str) -> Iterator[Step]:
                 if command:
                     yield Step("\n".join(command), "\n".join(output))
                 command, output = [line[2:]], []
-            elif line.startswith("> ") and not output:
+            elif line.startswith(">") and not output:
                 command.append(line[2:])
             else:
                 output.append(line)
@@ -43,18 +44,21 @@ def matches(expected: str, printed: str) -> bool:
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def shell() -> Iterator[subprocess.Popen[str]]:
     """A shell as a newcomer has it: in the clone, with no AWS settings and ports that are free."""
+    # Not below pytest's own folder, which is closed to the services' users.
+    clone = Path(tempfile.mkdtemp(prefix="trivet-readme-"))
+    clone.chmod(0o755)
     for name in ("run", "platform", "workers", "adapters", ".venv"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    tmp_path.chmod(0o755)
-    data = Path("/tmp") / f"trivet-readme-{os.getpid()}"
+        (clone / name).symlink_to(ROOT / name)
+    data = clone / "data"
+    data.mkdir(mode=0o755)
     env = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "TRIVET_"))}
     env |= {f"TRIVET_{name}_PORT": "0" for name in ("AWS", "HTTP", "CONSOLE")}
     env |= {"TRIVET_DATA": str(data), "NO_COLOR": "1"}
     with subprocess.Popen(
         ["bash", "--noprofile", "--norc"],
-        cwd=tmp_path,
+        cwd=clone,
         env=env,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -63,7 +67,7 @@ def shell(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     ) as process:
         yield process
         if process.stdin and not process.stdin.closed:
-            process.stdin.write(f"./run down; rm -rf {data}\n")
+            process.stdin.write(f"./run down; rm -rf {clone}\n")
             process.stdin.close()
 
 

@@ -17,6 +17,8 @@ import pytest
 from tests.e2e.conftest import Deployed, Running, deployer
 from tests.e2e.test_recovery import VICTIMS, service
 
+pytestmark = pytest.mark.slow
+
 Deploy = Callable[..., Deployed]
 
 TELLS = "import json\ndef handler(event, context):\n    print('GOT', json.dumps(event))\n"

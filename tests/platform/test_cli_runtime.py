@@ -18,6 +18,8 @@ from trivet.errors import CallerError, PlatformError
 from trivet.runtimes import NODE_NAMES, PYTHONS_FILE, AddedPython
 from trivet.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 OWN = runtimes.own_runtime()
 
 

@@ -25,6 +25,8 @@ from trivet.core.billing import MB_MS_PER_GB_S, Usage, invoice
 from trivet.gateway.__main__ import TABLES
 from trivet.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["shell"]  # a fixture
 
 

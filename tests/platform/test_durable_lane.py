@@ -1,0 +1,222 @@
+"""The durable lane end to end, over a real server: publishers and a supervisor's intake."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import pytest
+from redis.asyncio import Redis
+
+from trivet.bus import frames, keys
+from trivet.bus.dequeue import DurableIntake
+from trivet.bus.enqueue import DurablePublisher
+from trivet.bus.resp import Address
+from trivet.core.billing import Reading
+from trivet.core.invocations import Event
+from trivet.errors import FunctionNotFound, RequestTooLarge, Throttled
+from trivet.store.bills import BillStore
+
+pytestmark = pytest.mark.anyio
+
+
+class Holder:
+    """Takes events, as many as it has room for, and holds them."""
+
+    def __init__(self, room: int = 100) -> None:
+        self.capacity = room
+        self.held: list[frames.Delivery] = []
+
+    def durable_room(self, function: str) -> int:
+        return self.capacity - len(self.held)
+
+    def take(self, deliveries: list[frames.Delivery]) -> None:
+        self.held.extend(deliveries)
+
+    def is_idle(self, function: str) -> bool:
+        return not self.held
+
+
+def event(function: str = "hello", payload: bytes = b"{}") -> Event:
+    return Event(id=str(uuid.uuid4()), function=function, source="test", payload=payload)
+
+
+def reading(delivery: frames.Delivery) -> Reading:
+    return Reading(
+        request_id=delivery.request_id,
+        function=delivery.function,
+        version="$LATEST",
+        ended_ms=int(time.time() * 1000),
+        memory_mb=128,
+        billed_ms=10,
+        init_ms=None,
+        start="warm",
+        status="",
+    )
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(10):
+        while not condition():
+            await anyio.lowlevel.checkpoint()
+
+
+class Lane:
+    def __init__(self, socket: str, tasks: anyio.abc.TaskGroup) -> None:
+        self.address = Address(socket=socket)
+        self.tasks = tasks
+
+    async def publisher(self, **options: int) -> DurablePublisher:
+        async def exists(name: str) -> bool:
+            return name != "nowhere"
+
+        publisher = DurablePublisher(self.address, self.address, exists=exists, **options)
+        self.tasks.start_soon(publisher.run)
+        await until(lambda: "connected" in repr(publisher))
+        return publisher
+
+    async def intake(self, taker: Holder, epoch: str = "1") -> DurableIntake:
+        async def set_flag(function: str, is_rung: bool) -> None:
+            async with Redis(unix_socket_path=self.address.socket) as redis:
+                flag = keys.durable_rung_flag(function)
+                await (redis.set(flag, "1") if is_rung else redis.delete(flag))
+
+        intake = DurableIntake(self.address, node="n", epoch=epoch, taker=taker, set_flag=set_flag)
+        self.tasks.start_soon(intake.run)
+        await until(lambda: "away" not in repr(intake))
+        return intake
+
+
+@pytest.fixture
+async def lane(durable: Redis, durable_socket: str) -> AsyncIterator[Lane]:
+    async with anyio.create_task_group() as tasks:
+        yield Lane(durable_socket, tasks)
+        tasks.cancel_scope.cancel()
+
+
+async def test_an_event_stays_on_its_stream_until_it_is_committed(
+    lane: Lane, durable: Redis
+) -> None:
+    publisher, taker = await lane.publisher(), Holder()
+    intake = await lane.intake(taker)
+    assert await publisher.publish(event())
+    intake.rung("hello")
+    await until(lambda: bool(taker.held))
+    assert await durable.xlen(keys.durable_stream("hello")) == 1
+    intake.commit(taker.held[0], (reading(taker.held[0]),))
+    await intake.committed()
+    assert await durable.xlen(keys.durable_stream("hello")) == 0
+    month = reading(taker.held[0]).month
+    bills = BillStore(durable)
+    assert (await bills.month(month))["hello"].requests == 1
+    assert await bills.month(month) == await bills.recomputed(month)
+
+
+async def test_a_commit_that_is_sent_twice_is_metered_once(lane: Lane, durable: Redis) -> None:
+    publisher, taker = await lane.publisher(), Holder()
+    intake = await lane.intake(taker)
+    await publisher.publish(event())
+    intake.rung("hello")
+    await until(lambda: bool(taker.held))
+    delivery = taker.held[0]
+    for _ in range(3):
+        intake.commit(delivery, (reading(delivery),))
+    await intake.committed()
+    assert (await BillStore(durable).month(reading(delivery).month))["hello"].requests == 1
+
+
+async def test_an_idempotency_key_is_accepted_once(lane: Lane, durable: Redis) -> None:
+    publisher = await lane.publisher()
+    assert await publisher.publish(event(), once="slot-1")
+    assert not await publisher.publish(event(), once="slot-1")
+    assert await publisher.publish(event(), once="slot-2")
+    assert await durable.xlen(keys.durable_stream("hello")) == 2
+
+
+async def test_a_full_lane_is_an_error_and_loses_nothing(lane: Lane, durable: Redis) -> None:
+    publisher = await lane.publisher(most_waiting=2)
+    await publisher.publish(event())
+    await publisher.publish(event())
+    with pytest.raises(Throttled):
+        await publisher.publish(event())
+    assert await durable.xlen(keys.durable_stream("hello")) == 2
+
+
+async def test_what_cannot_be_run_is_not_accepted(lane: Lane, durable: Redis) -> None:
+    publisher = await lane.publisher()
+    with pytest.raises(FunctionNotFound):
+        await publisher.publish(event("nowhere"))
+    with pytest.raises(RequestTooLarge):
+        await publisher.publish(event(payload=b"x" * 1_048_577))
+    assert not await durable.exists(keys.durable_stream("hello"))
+
+
+async def test_nothing_is_read_ahead(lane: Lane, durable: Redis) -> None:
+    publisher, taker = await lane.publisher(), Holder(room=2)
+    intake = await lane.intake(taker)
+    for _ in range(5):
+        await publisher.publish(event())
+    intake.rung("hello")
+    await until(lambda: len(taker.held) == 2)
+    pending = await durable.xpending(keys.durable_stream("hello"), keys.GROUP)
+    assert pending["pending"] == 2
+
+
+async def test_a_successor_takes_over_what_a_dead_epoch_was_running(
+    durable: Redis, durable_socket: str
+) -> None:
+    async with anyio.create_task_group() as outside:
+        lane = Lane(durable_socket, outside)
+        publisher, dying, taker = await lane.publisher(), Holder(room=3), Holder()
+        for _ in range(5):
+            await publisher.publish(event())
+        async with anyio.create_task_group() as supervisor:
+            intake = await Lane(durable_socket, supervisor).intake(dying, epoch="1")
+            intake.rung("hello")
+            await until(lambda: len(dying.held) == 3)
+            supervisor.cancel_scope.cancel()
+        # Nobody rings: it finds what was taken by the epoch, and what was not by its sweep.
+        await lane.intake(taker, epoch="2")
+        await until(lambda: len(taker.held) == 5)
+        ids = {delivery.request_id for delivery in taker.held}
+        assert ids > {delivery.request_id for delivery in dying.held}
+        assert len(ids) == 5
+        assert await durable.smembers(keys.durable_epochs("n")) == {b"2"}
+        outside.cancel_scope.cancel()
+
+
+async def test_junk_is_set_aside_and_the_consumer_lives(lane: Lane, durable: Redis) -> None:
+    publisher, taker = await lane.publisher(), Holder()
+    stream = keys.durable_stream("hello")
+    for junk in (b"", b"junk", b"\x93\x01\x02\x03", b"\xc1"):
+        await durable.xadd(stream, {"e": junk})
+    await publisher.publish(event())
+    intake = await lane.intake(taker)
+    intake.rung("hello")
+    await until(lambda: bool(taker.held))
+    await intake.committed()
+    assert await durable.xlen(keys.quarantine("hello")) == 4
+    assert await durable.xlen(stream) == 1
+    assert intake.malformed == 4
+
+
+async def test_commits_of_a_moment_without_a_server_are_sent_later(
+    lane: Lane, durable: Redis
+) -> None:
+    publisher, taker = await lane.publisher(), Holder()
+    intake = await lane.intake(taker)
+    await publisher.publish(event())
+    intake.rung("hello")
+    await until(lambda: bool(taker.held))
+    assert intake._out is not None
+    number = await intake._out.call("CLIENT", "ID")
+    await durable.client_kill_filter(_id=number)
+    await until(lambda: intake._out is None)
+    intake.commit(taker.held[0], (reading(taker.held[0]),))
+    with anyio.fail_after(10):
+        await intake.committed()
+    assert await durable.xlen(keys.durable_stream("hello")) == 0
