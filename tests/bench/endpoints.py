@@ -6,6 +6,7 @@ import io
 import json
 import sys
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,6 @@ from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
-
 from tests.bench.load import Request
 
 ROLE = "arn:aws:iam::123456789012:role/bench"
@@ -82,10 +82,8 @@ class Endpoint:
         with zipfile.ZipFile(buffer, "w") as archive:
             archive.writestr(file, text)
         for name in names:
-            try:
+            with suppress(client.exceptions.ResourceNotFoundException):
                 client.delete_function(FunctionName=name)
-            except client.exceptions.ResourceNotFoundException:
-                pass
             client.create_function(
                 FunctionName=name,
                 Runtime=runtime,

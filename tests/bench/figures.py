@@ -58,7 +58,7 @@ def compared(
     taken: dict[str, list[Measurement]] = {name: [] for name in subjects}
     for number in range(rounds):
         # Who goes first changes, so that a drift in speed favours nobody.
-        names = list(subjects) if number % 2 else list(reversed(subjects))
+        names = sorted(subjects, reverse=bool(number % 2))
         for name in names:
             taken[name].append(subjects[name]())
         print(f"  {bench}, {case}: round {number + 1}/{rounds}", file=sys.stderr)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import sys
+from pathlib import Path
+from typing import Any
 
 
 def main() -> None:
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            handler = runpy.run_path(sys.argv[1])["handler"]
-            print(json.dumps(handler(json.loads(line), None)), flush=True)
+            module: dict[str, Any] = {}
+            exec(compile(Path(sys.argv[1]).read_bytes(), sys.argv[1], "exec"), module)
+            print(json.dumps(module["handler"](json.loads(line), None)), flush=True)
             os._exit(0)
         os.waitpid(child, 0)
 

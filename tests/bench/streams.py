@@ -49,15 +49,15 @@ def add(path: str, payload: str, connections: int, seconds: float, batch: int) -
         began = time.perf_counter()
         while (took_s := time.perf_counter() - began) < seconds:
             for key, _ in selector.select(1.0):
-                client, lines = key.fileobj, key.data
-                assert isinstance(client, socket.socket)
-                data = client.recv(CHUNK_BYTES)
+                ready, lines = key.fileobj, key.data
+                assert isinstance(ready, socket.socket)
+                data = ready.recv(CHUNK_BYTES)
                 assert data[:1] != b"-", data
                 lines[0] += data.count(b"\n")
                 if lines[0] == 2 * batch:  # an answer is its length and the entry's id
                     lines[0] = 0
                     added += batch
-                    client.sendall(command)
+                    ready.sendall(command)
     _clear(path)
     return {"per_s": added / took_s}
 

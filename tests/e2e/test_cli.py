@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from tests.e2e.conftest import BIN, Running
+
+from trivet.bus import keys
 
 pytestmark = pytest.mark.slow
 
@@ -203,6 +206,14 @@ def test_a_bill_of_what_ran(platform: Running, tmp_path: Path, name: str) -> Non
     assert head.split()[:2] == ["function", "requests"]
     assert any(row.startswith(name) for row in rows)
     assert total.startswith(month["month"])
+    assert platform.trivet("bill", "--check").stdout.startswith("function")
+    socket = str(platform.data / "run" / "durable.sock")
+    with redis.Redis(unix_socket_path=socket) as durable:
+        durable.hincrby(keys.month_bill(name, month["month"]), "mb_ms", 1)
+        wrong = platform.trivet("bill", "--check", check=False)
+        durable.hincrby(keys.month_bill(name, month["month"]), "mb_ms", -1)
+    assert wrong.returncode != 0
+    assert f"the bill of {name} is not the sum of the Readings" in wrong.stderr
 
 
 def test_errors_come_with_the_command_that_mends_them(

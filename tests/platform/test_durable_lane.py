@@ -189,6 +189,49 @@ async def test_a_successor_takes_over_what_a_dead_epoch_was_running(
         outside.cancel_scope.cancel()
 
 
+def served(intake: DurableIntake) -> list[str]:
+    return intake._streams.served() if intake._streams is not None else []
+
+
+async def test_the_sweep_ends_no_read(
+    lane: Lane, durable: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its flag would say that somebody was told, and every event would wait for a sweep."""
+    monkeypatch.setattr("trivet.bus.dequeue.SWEEP_S", 0.001)
+    publisher, taker = await lane.publisher(), Holder()
+    intake = await lane.intake(taker)
+    await publisher.publish(event())
+    await until(lambda: bool(taker.held))
+    intake.commit(taker.held.pop(), ())
+    await intake.committed()
+    looks = (await durable.info("commandstats"))["cmdstat_evalsha"]["calls"]
+    with anyio.fail_after(10):
+        while (await durable.info("commandstats"))["cmdstat_evalsha"]["calls"] < looks + 3:
+            await anyio.lowlevel.checkpoint()
+    assert served(intake) == ["hello"]
+    assert await durable.exists(keys.durable_stream("hello"))
+
+
+async def test_what_a_dead_epoch_served_is_served_again(
+    durable: Redis, durable_socket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with nothing to do: the flag that it left keeps publishers from ringing."""
+    monkeypatch.setattr("trivet.bus.dequeue.SWEEP_S", 3600)
+    async with anyio.create_task_group() as outside:
+        lane = Lane(durable_socket, outside)
+        publisher, taker = await lane.publisher(), Holder()
+        async with anyio.create_task_group() as supervisor:
+            intake = await Lane(durable_socket, supervisor).intake(Holder(), epoch="1")
+            intake.rung("hello")
+            await until(lambda: served(intake) == ["hello"])
+            supervisor.cancel_scope.cancel()
+        successor = await lane.intake(taker, epoch="2")
+        await until(lambda: served(successor) == ["hello"])
+        await publisher.publish(event())
+        await until(lambda: bool(taker.held))
+        outside.cancel_scope.cancel()
+
+
 async def test_junk_is_set_aside_and_the_consumer_lives(lane: Lane, durable: Redis) -> None:
     publisher, taker = await lane.publisher(), Holder()
     stream = keys.durable_stream("hello")

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
 import re
+import uuid
 import zipfile
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
+from redis.asyncio import Redis
 from tests.platform.conftest import Call, Echo, zip_of
 
 from trivet.aws.lambda_.absent import ARCHITECTURE
+from trivet.aws.lambda_.functions import edited
+from trivet.aws.lambda_.names import named
 from trivet.aws.services import Services
+from trivet.core.functions import Function
+from trivet.errors import Conflict
+from trivet.store.functions import FunctionStore
 
 pytestmark = pytest.mark.anyio
 
@@ -352,6 +360,40 @@ async def test_the_revision_is_a_precondition(
     )
     revision = created["RevisionId"]
     await call("lambda", operation, FunctionName="hello", RevisionId=revision, **settings)
+
+
+class Rival(FunctionStore):
+    """Changes a function each time in the moment before it is to be changed."""
+
+    async def replace(self, function: Function, expected_revision: str) -> None:
+        rival = dataclasses.replace(
+            function, revision_id=str(uuid.uuid4()), description="of a rival"
+        )
+        await super().replace(rival, expected_revision)
+        await super().replace(function, expected_revision)
+
+
+async def test_an_update_during_updates_is_a_conflict_and_changes_nothing(
+    call: Call, services: Services, durable: Redis
+) -> None:
+    await create(call)
+    rivalled = dataclasses.replace(services, functions=Rival(durable))
+    params = {"FunctionName": "hello"}
+    with pytest.raises(Conflict) as error:
+        await edited(
+            rivalled,
+            named(services, params, "UpdateFunctionConfiguration"),
+            params,
+            lambda function: dataclasses.replace(function, description="mine"),
+        )
+    assert (error.value.status, str(error.value)) == (
+        409,
+        "The operation cannot be performed at this time. An update is in progress for resource: "
+        f"{ARN}",
+    )
+    assert (await call("lambda", "get_function", **params))["Configuration"][
+        "Description"
+    ] == "of a rival"
 
 
 async def test_deleted(call: Call, services: Services) -> None:

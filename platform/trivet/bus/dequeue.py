@@ -208,7 +208,7 @@ class DurableIntake:
     async def leave(self, out: Connection, function: str) -> bool:
         # The flag first: who publishes from here on rings. Then the look, which sees the others.
         await self._set_flag(function, False)
-        if await self._has_unread(out, function):
+        if await self._has_unread(out, function, tidy=True):
             await self._set_flag(function, True)
             return True
         await out.call("SREM", keys.BACKLOG, function)
@@ -216,9 +216,10 @@ class DurableIntake:
             await out.call("SADD", keys.BACKLOG, function)
         return False
 
-    async def _has_unread(self, out: Connection, function: str) -> bool:
+    async def _has_unread(self, out: Connection, function: str, *, tidy: bool = False) -> bool:
+        """Whether events wait. `tidy` removes an empty stream, which ends every read of it."""
         stream = keys.durable_stream(function)
-        return bool(await out.call("EVALSHA", UNREAD.sha, 1, stream, keys.GROUP))
+        return bool(await out.call("EVALSHA", UNREAD.sha, 1, stream, keys.GROUP, int(tidy)))
 
     # ------------------------------------------------------------------ which functions
 
@@ -252,7 +253,7 @@ class DurableIntake:
 
     async def _serve(self, out: Connection) -> None:
         await load(out, COMMIT, UNREAD)
-        await self._succeed(out)
+        served = await self._succeed(out)
         async with anyio.create_task_group() as tasks:
             streams = Streams(self._address, out, self, self._consumer, tasks)
             self._out, self._streams = out, streams
@@ -260,6 +261,9 @@ class DurableIntake:
                 for number, command in list(self._uncommitted.items()):
                     replies = 2 if command.startswith(b"*3\r\n$4\r\nSADD") else 1
                     self._send_commit(out, number, replies)
+                # Their flags may still say that somebody was told: nobody would ring for them.
+                for function in served:
+                    self.rung(function)
                 tasks.start_soon(self._sweep, out)
                 await out.lost
             finally:
@@ -276,9 +280,14 @@ class DurableIntake:
                     self.rung(function)
             await anyio.sleep(SWEEP_S)
 
-    async def _succeed(self, out: Connection) -> None:
-        """Take over what this node's dead epochs were running: it is run again."""
+    async def _succeed(self, out: Connection) -> set[str]:
+        """Take over what this node's dead epochs were running: it is run again.
+
+        Returns the functions that they, or this epoch before its connection was lost, served.
+        """
         await out.call("SADD", keys.durable_epochs(self._node), self._epoch)
+        own = await out.call("SMEMBERS", keys.durable_epoch_functions(self._node, self._epoch))
+        served = {function.decode() for function in own}
         for name in await out.call("SMEMBERS", keys.durable_epochs(self._node)):
             epoch = name.decode()
             if epoch == self._epoch:
@@ -286,8 +295,10 @@ class DurableIntake:
             names = await out.call("SMEMBERS", keys.durable_epoch_functions(self._node, epoch))
             for function in names:
                 await self._claim(out, function.decode(), f"{self._node}:{epoch}")
+                served.add(function.decode())
             await out.call("DEL", keys.durable_epoch_functions(self._node, epoch))
             await out.call("SREM", keys.durable_epochs(self._node), epoch)
+        return served
 
     async def _claim(self, out: Connection, function: str, consumer: str) -> None:
         stream = keys.durable_stream(function)

@@ -14,6 +14,7 @@ from trivet.cli.door import Door
 from trivet.cli.options import Data, Json
 from trivet.cli.running import require_running
 from trivet.cli.screen import BOLD, DIM, aligned, paint
+from trivet.errors import PlatformError
 from trivet.settings import read_settings
 
 _MONTH = re.compile(r"\d{4}-(?:0[1-9]|1[0-2])", re.ASCII)
@@ -24,6 +25,9 @@ def bill(
     month: Annotated[
         str, typer.Option(metavar="YYYY-MM", help="In UTC; else this one.", show_default=False)
     ] = "",
+    check: Annotated[
+        bool, typer.Option("--check", help="Add it up anew from the Readings, and compare.")
+    ] = False,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
@@ -32,13 +36,30 @@ def bill(
         raise typer.BadParameter(f"'{month}' is not a month as 2026-11 is", param_hint="'--month'")
     settings = read_settings(flags={"data": data})
     door = Door(settings, require_running(settings))
+    wanted: dict[str, Any] = {"Month": month} if month else {}
     with door.answers():
-        told = door.client("trivet").get_bill(**({"Month": month} if month else {}))
+        client = door.client("trivet")
+        told = client.get_bill(**wanted)
+        if check:
+            _compare(told, client.get_bill(Recompute=True, **wanted))
     if as_json:
         print(json.dumps(_record(told)))
         return
     head, *rows, total = table(told)
     print("\n".join((paint(head, DIM), *rows, paint(total, BOLD))))
+
+
+def _compare(told: Mapping[str, Any], recomputed: Mapping[str, Any]) -> None:
+    """Raises PlatformError where the bill is not the sum of the Readings that are kept."""
+    sides = [{line["Name"]: line for line in each["Functions"]} for each in (told, recomputed)]
+    wrong = sorted(
+        name for name in {*sides[0], *sides[1]} if sides[0].get(name) != sides[1].get(name)
+    )
+    if wrong:
+        raise PlatformError(
+            f"the bill of {', '.join(wrong)} is not the sum of the Readings that are kept",
+            hint="trivet bill --check  # again: an invocation may have ended in between",
+        )
 
 
 def table(told: Mapping[str, Any]) -> list[str]:

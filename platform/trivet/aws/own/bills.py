@@ -15,7 +15,9 @@ TARIFF = Tariff()
 
 async def get_bill(services: Services, params: dict[str, Any], caller: Caller) -> dict[str, Any]:
     month = params.get("Month") or time.strftime("%Y-%m", time.gmtime())
-    bill = invoice(month, await services.bills.month(month), TARIFF)
+    bills = services.bills
+    used = await (bills.recomputed(month) if params.get("Recompute") else bills.month(month))
+    bill = invoice(month, used, TARIFF)
     return {
         "Month": bill.month,
         "Functions": [

@@ -1,5 +1,6 @@
--- Whether a durable stream holds an event that nobody has read. An empty stream is not kept.
--- KEYS: stream.  ARGV: group.  Returns 1 when work waits.
+-- Whether a durable stream holds an event that nobody has read.
+-- KEYS: stream.  ARGV: group, 1 to remove an empty stream: whoever reads it stops serving it.
+-- Returns 1 when work waits.
 local groups = redis.pcall('XINFO', 'GROUPS', KEYS[1])
 if groups.err then
   return 0
@@ -14,7 +15,7 @@ for _, group in ipairs(groups) do
     if #redis.call('XRANGE', KEYS[1], after, '+', 'COUNT', 1) > 0 then
       return 1
     end
-    if redis.call('XLEN', KEYS[1]) == 0 then
+    if ARGV[2] == '1' and redis.call('XLEN', KEYS[1]) == 0 then
       redis.call('DEL', KEYS[1])
     end
     return 0
