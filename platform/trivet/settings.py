@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,11 @@ class Settings:
     max_environments: int = 64  # on this machine, all functions together
     max_concurrency: int = 1000  # invocations of the account at once; beyond it 429 at once
     admission_wait_ms: int = 10_000  # how long a call may wait for room before it gets a 429
+    metering: str = "batched"  # "strict": a synchronous answer waits until its Reading is on disk
+    price_per_million_requests: str = "0.20"  # dollars; decimals, here and below
+    price_per_gb_s: str = "0.0000166667"
+    free_requests: int = 1_000_000  # a month, as free_gb_s
+    free_gb_s: int = 400_000
     keep_warm_ms: int = 300_000  # an environment idle for longer is retired
     init_limit_ms: int = 10_000  # how long a function may initialise
     cells: int = 1  # booted and unassigned Node processes per Node runtime
@@ -163,6 +169,15 @@ def _checked(settings: Settings) -> Settings:
         raise SettingsError("log_days and log_mb must be at least 1")
     if settings.metrics_for not in ("loopback", "all"):
         raise SettingsError("metrics_for must be 'loopback' or 'all'")
+    if settings.metering not in ("batched", "strict"):
+        raise SettingsError("metering must be 'batched' or 'strict'")
+    for key in ("price_per_million_requests", "price_per_gb_s"):
+        try:
+            price = Decimal(getattr(settings, key))
+        except InvalidOperation:
+            price = Decimal(-1)
+        if not price.is_finite() or price < 0:
+            raise SettingsError(f"{key} must be a decimal number of dollars, like 0.20")
     # A unix socket's path is held in 108 bytes, its terminating zero included.
     if len(os.fsencode(settings.durable_socket)) > 107:
         message = f"the data folder's path is too long for a unix socket: {settings.data}"

@@ -161,3 +161,39 @@ def test_the_readings_of_both_lanes_are_the_bill(platform: Running, deploy: Depl
     assert (usage.requests, usage.mb_ms) == (int(bill[b"requests"]), int(bill[b"mb_ms"]))
     assert {reading.memory_mb for reading in readings} == {256}
     assert len({reading.request_id for reading in readings}) == 10
+
+
+def month_requests(running: Running, function: Deployed) -> int:
+    bill = json.loads(running.trivet("bill", "--json").stdout)
+    lines = {line["function"]: int(line["requests"]) for line in bill["functions"]}
+    return lines.get(function.name, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("metering", ["batched", "strict"])
+def test_what_is_unbilled_after_a_kill_was_answered_in_the_last_window(
+    start_platform: Callable[..., Running], request: pytest.FixtureRequest, metering: str
+) -> None:
+    """P22"""
+    running = start_platform(TRIVET_METERING=metering)
+    function = deployer(running, request)("def handler(e, c): return e")
+    answered_at: list[float] = []
+    killed_at = 0.0
+    for n in range(300):
+        try:
+            function.call(n)
+            answered_at.append(time.monotonic())
+        except (ClientError, BotoCoreError):
+            break  # the one that was running
+        if n == 200:
+            killed_at = time.monotonic()
+            os.kill(service(running, VICTIMS["supervisor"]), signal.SIGKILL)
+    before = sum(at <= killed_at for at in answered_at)
+    # Ten milliseconds and the time that a busy machine takes for a commit.
+    late = (
+        0 if metering == "strict" else sum(killed_at - 0.25 < at <= killed_at for at in answered_at)
+    )
+    ends = time.monotonic() + 20
+    while month_requests(running, function) < len(answered_at) - late:
+        assert time.monotonic() < ends
+    assert before >= 200

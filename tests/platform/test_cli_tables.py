@@ -15,13 +15,12 @@ import botocore.session
 import pytest
 from tests.platform.test_cli import BIN, Shell, assert_refused, shell
 
-from trivet.aws.own.bills import TARIFF
 from trivet.cli import names
 from trivet.cli.bill import table
 from trivet.cli.coverage import covered_services
 from trivet.cli.invoke import failure_of, report_of
 from trivet.cli.screen import size
-from trivet.core.billing import MB_MS_PER_GB_S, Usage, invoice
+from trivet.core.billing import MB_MS_PER_GB_S, Tariff, Usage, invoice
 from trivet.gateway.__main__ import TABLES
 from trivet.settings import Settings
 
@@ -35,7 +34,7 @@ __all__ = ["shell"]  # a fixture
 
 def told_of(usages: Mapping[str, Usage]) -> dict[str, object]:
     """The bill as the platform answers it."""
-    bill = invoice("2026-11", usages, TARIFF)
+    bill = invoice("2026-11", usages, Tariff())
 
     def amounts(usage: Usage, cost: Decimal) -> dict[str, object]:
         return {"Requests": usage.requests, "GbSeconds": f"{usage.gb_s:f}", "Cost": f"{cost:f}"}

@@ -9,10 +9,11 @@ code sets the status.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trivet.core.arns import Place
+from trivet.core.billing import Tariff
 from trivet.ports import Platform, Publisher
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Services:
     urls: UrlStore
     logs: LogReader
     bills: BillStore
+    tariff: Tariff = field(default_factory=Tariff)
     triggers: TriggerStore
     runtimes: frozenset[str]  # names this machine can run: "python3.11", "nodejs20.x"
     http_url: str  # base of the public HTTP triggers

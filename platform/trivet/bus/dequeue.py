@@ -76,6 +76,7 @@ class DurableIntake:
         self._tries: dict[tuple[str, bytes], int] = {}
         # Commits without an answer, in order; sent again after a lost connection.
         self._uncommitted: dict[int, bytes] = {}
+        self._then: dict[int, Callable[[], None]] = {}
         self._number = 0
         self.malformed = 0  # entries since the start
         self._all_committed = asyncio.Event()
@@ -101,11 +102,17 @@ class DurableIntake:
         self._tries.pop(key, None)
         self._commit(delivery.function, delivery.entry_id, readings)
 
-    def meter(self, readings: Sequence[Reading]) -> None:
-        """Meter a batch of one function's express attempts."""
-        self._commit(readings[0].function, b"", readings)
+    def meter(self, readings: Sequence[Reading], then: Callable[[], None] | None = None) -> None:
+        """Meter a batch of one function's express attempts; `then` is called once it is on disk."""
+        self._commit(readings[0].function, b"", readings, then)
 
-    def _commit(self, function: str, entry_id: bytes, readings: Sequence[Reading]) -> None:
+    def _commit(
+        self,
+        function: str,
+        entry_id: bytes,
+        readings: Sequence[Reading],
+        then: Callable[[], None] | None = None,
+    ) -> None:
         month = readings[0].month if readings else "none"
         usage = usage_of(readings)
         command = pack(
@@ -132,6 +139,8 @@ class DurableIntake:
             command = pack((b"SADD", keys.billed_functions(month), function)) + command
         self._number += 1
         self._uncommitted[self._number] = command
+        if then is not None:
+            self._then[self._number] = then
         self._all_committed.clear()
         if self._out is not None:
             self._send_commit(self._out, self._number, 2 if readings else 1)
@@ -149,6 +158,9 @@ class DurableIntake:
                 log.error("commit.refused", error=str(reply))
             if remaining == 0:
                 self._uncommitted.pop(number, None)
+                then = self._then.pop(number, None)
+                if then is not None:
+                    then()
                 if not self._uncommitted:
                     self._all_committed.set()
 

@@ -7,6 +7,7 @@ import os
 import secrets
 import signal
 import socket
+from decimal import Decimal
 from functools import partial
 from importlib.metadata import entry_points
 from typing import Any
@@ -25,6 +26,7 @@ from trivet.bus.publish import Calls
 from trivet.bus.resp import parse_address
 from trivet.control import Control
 from trivet.core.arns import Place
+from trivet.core.billing import Tariff
 from trivet.core.measures import Family
 from trivet.gateway.admission import Admission
 from trivet.gateway.durability import await_durable
@@ -117,6 +119,12 @@ async def serve_gateway(settings: Settings) -> None:
         urls=urls,
         logs=LogReader(settings.logs_path),
         bills=BillStore(durable),
+        tariff=Tariff(
+            per_million_requests=Decimal(settings.price_per_million_requests),
+            per_gb_s=Decimal(settings.price_per_gb_s),
+            free_requests=settings.free_requests,
+            free_gb_s=Decimal(settings.free_gb_s),
+        ),
         triggers=TriggerStore(durable),
         runtimes=runtimes,
         http_url=f"http://{host}:{port}",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import structlog
 from redis.asyncio import Redis
 
 from trivet.bus import keys
 from trivet.bus.readings import unpack_readings
 from trivet.core.billing import Usage, usage_of
 from trivet.store.durable import durable_call
+
+log = structlog.get_logger()
 
 READ_ENTRIES = 1_000
 
@@ -44,7 +47,12 @@ class BillStore:
                     )
                 for entry_id, fields in entries:
                     start = f"({entry_id.decode()}"
-                    read = unpack_readings(function, fields[b"r"])
+                    try:
+                        read = unpack_readings(function, fields[b"r"])
+                    except (KeyError, TypeError, ValueError) as error:
+                        # No supervisor of ours wrote it, so it is in no bill either.
+                        log.warning("reading.malformed", function=function, error=repr(error))
+                        continue
                     total += usage_of(r for r in read if r.month == month)
                 if len(entries) < READ_ENTRIES:
                     break

@@ -67,7 +67,9 @@ async def supervise(settings: Settings) -> None:
         )
         intake.on_durable_ring = durable_intake.rung
         meter = Meter(durable_intake.meter)
-        dispatcher.settlement = Settlement(intake, durable_intake, meter)
+        dispatcher.settlement = Settlement(
+            intake, durable_intake, meter, is_strict=settings.metering == "strict"
+        )
 
         def leave_idle() -> None:
             intake.leave_idle()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from trivet.bus import frames
 from trivet.bus.consume import Intake
 from trivet.bus.dequeue import DurableIntake
@@ -13,7 +15,11 @@ from trivet.supervisor.meter import Meter
 class Settlement:
     """An express event is answered and metered; a durable one is committed with its Reading."""
 
-    def __init__(self, express: Intake, durable: DurableIntake, meter: Meter) -> None:
+    def __init__(
+        self, express: Intake, durable: DurableIntake, meter: Meter, *, is_strict: bool
+    ) -> None:
+        """`is_strict`: an express answer waits until its Reading is on disk."""
+        self._is_strict = is_strict
         self._express = express
         self._durable = durable
         self._meter = meter
@@ -25,13 +31,14 @@ class Settlement:
         if delivery.is_durable:
             self._durable.commit(delivery, (reading,))
             return
-        self._express.answer(
-            delivery,
-            frames.pack_reply(
-                delivery.call, outcome.payload, outcome.function_error, reading.version, tail
-            ),
+        reply = frames.pack_reply(
+            delivery.call, outcome.payload, outcome.function_error, reading.version, tail
         )
-        self._meter.add(reading)
+        if self._is_strict:
+            self._durable.meter((reading,), partial(self._express.answer, delivery, reply))
+        else:
+            self._express.answer(delivery, reply)
+            self._meter.add(reading)
 
     def failed(self, delivery: frames.Delivery, message: str) -> None:
         """The platform could not run it, which is the platform's fault."""

@@ -8,16 +8,14 @@ from decimal import Decimal
 from typing import Any
 
 from trivet.aws.services import Caller, Operation, Services
-from trivet.core.billing import Tariff, Usage, invoice
-
-TARIFF = Tariff()
+from trivet.core.billing import Usage, invoice
 
 
 async def get_bill(services: Services, params: dict[str, Any], caller: Caller) -> dict[str, Any]:
     month = params.get("Month") or time.strftime("%Y-%m", time.gmtime())
     bills = services.bills
     used = await (bills.recomputed(month) if params.get("Recompute") else bills.month(month))
-    bill = invoice(month, used, TARIFF)
+    bill = invoice(month, used, services.tariff)
     return {
         "Month": bill.month,
         "Functions": [
