@@ -226,9 +226,14 @@ class Supervised:
             for inside in zygote.insides:
                 inside.vanish()
             zygote.commands.close()
-        with anyio.move_on_after(1):
+        with anyio.move_on_after(PATIENCE_S):
             while self.pool._bodies:
                 await anyio.lowlevel.checkpoint()
+        # What a test left half-way, unborn or unseen: nobody else would close it.
+        for body in list(self.pool._bodies):
+            body.exited(None)
+        for link in self.pool.zygotes.values():
+            link._detach()
         self.writer.close()
 
     # ------------------------------------------------------------------ as a Settlement

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,12 @@ from tests.platform.supervised import RUNTIME, Supervised, settle, until
 from trivet.supervisor.deadlines import Deadlines, clear
 from trivet_worker import wire
 
-pytestmark = pytest.mark.anyio
+pytestmark = [
+    pytest.mark.anyio,
+    # Zygotes and environments that a test plays are left half-way on purpose: the ends that they
+    # held go with them, and are collected below, in the test that made them.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 Make = Callable[..., Supervised]
 
@@ -36,6 +42,8 @@ async def make(tmp_path: Path, durable: Redis) -> AsyncIterator[Make]:
             await each.close()
         await settle()
         tasks.cancel_scope.cancel()
+    made.clear()
+    gc.collect()
 
 
 async def test_an_event_is_answered(make: Make) -> None:
