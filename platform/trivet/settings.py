@@ -47,6 +47,17 @@ class Settings:
     keep_warm_ms: int = 300_000  # an environment idle for longer is retired
     init_limit_ms: int = 10_000  # how long a function may initialise
     cells: int = 1  # booted and unassigned Node processes per Node runtime
+    spares: int = 1  # forked and uninitialised environments per function version in use
+    freeze_after_ms: int = 10  # an environment idle for longer is frozen; 0: never
+    cpu: str = "weight"  # by memory, work-conserving; "quota": never more than 1 vCPU per 1,769 MB
+    scratch: str = "auto"  # /tmp of functions on "disk" or in "memory"; auto: disk where it works
+    isolation_minimum: str = "L0"  # refuse to start below this level: L0, L1, L2 or L3
+    egress: str = "internet"  # what functions may reach at most: "none", "internet", or a list
+    egress_allow: str = ""  # private addresses, with ports, that functions may reach all the same
+    network_range: str = "10.213.0.0/16"  # addresses of the functions' own networks
+    service_endpoints: str = ""  # "dynamodb=http://127.0.0.1:8000 ...": served elsewhere
+    # What a function may do at the AWS endpoint with the credentials it is given.
+    function_actions: str = "lambda:InvokeFunction lambda:InvokeAsync sts:GetCallerIdentity"
     log_bytes_per_s: int = 1_000_000  # an environment's log lines beyond this rate are dropped
     log_days: int = 14  # log lines older than this are removed
     log_mb: int = 1024  # the oldest log files go when all together are larger; 1 MB is 2**20 bytes
@@ -167,6 +178,14 @@ def _checked(settings: Settings) -> Settings:
         raise SettingsError("durability must be 'strict' or 'relaxed'")
     if settings.log_days < 1 or settings.log_mb < 1:
         raise SettingsError("log_days and log_mb must be at least 1")
+    if settings.isolation_minimum not in ("L0", "L1", "L2", "L3"):
+        raise SettingsError("isolation_minimum must be L0, L1, L2 or L3")
+    if settings.cpu not in ("weight", "quota"):
+        raise SettingsError("cpu must be 'weight' or 'quota'")
+    if settings.scratch not in ("auto", "disk", "memory"):
+        raise SettingsError("scratch must be 'auto', 'disk' or 'memory'")
+    if settings.spares < 0 or settings.freeze_after_ms < 0:
+        raise SettingsError("spares and freeze_after_ms must not be negative")
     if settings.metrics_for not in ("loopback", "all"):
         raise SettingsError("metrics_for must be 'loopback' or 'all'")
     if settings.metering not in ("batched", "strict"):

@@ -147,7 +147,9 @@ class PlayedZygote:
     def hear(self) -> bool:
         """Take one command, if one is there."""
         try:
-            message, fds, _, _ = socket.recv_fds(self.commands, wire.COMMAND.size, 4)
+            message, fds, _, _ = socket.recv_fds(
+                self.commands, wire.COMMAND.size, wire.MOST_DESCRIPTORS
+            )
         except BlockingIOError:
             return False
         if not message:

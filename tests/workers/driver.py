@@ -167,7 +167,7 @@ class Environment:
         return data.decode()
 
     def kill(self) -> int:
-        self.zygote.command(wire.KILL, self.number, descriptors=(self.pidfd,))
+        self.zygote.command(wire.KILL, self.number)
         return self.exit_status()
 
     def exit_status(self) -> int:
@@ -196,9 +196,14 @@ class Zygote:
     environments: list[Environment] = field(default_factory=list)
 
     def command(
-        self, kind: int, number: int, first: int = 0, descriptors: tuple[int, ...] = ()
+        self,
+        kind: int,
+        number: int,
+        first: int = 0,
+        descriptors: tuple[int, ...] = (),
+        second: int = 0,
     ) -> None:
-        message = wire.COMMAND.pack(kind, number, first, 0)
+        message = wire.COMMAND.pack(kind, number, first, second)
         socket.send_fds(self.commands, [message], descriptors)
 
     def receive(self) -> Message:
@@ -237,7 +242,8 @@ class Zygote:
             descriptors.append(os.open(code, os.O_PATH | os.O_DIRECTORY))
         environment = Environment(self, next(self.numbers), ours, reader)
         chosen = next(self.uids) if uid is None else uid
-        self.command(wire.SPAWN, environment.number, chosen, tuple(descriptors))
+        given = 0 if code is None else wire.WITH_CODE
+        self.command(wire.SPAWN, environment.number, chosen, tuple(descriptors), given)
         theirs.close()
         for descriptor in descriptors[1:]:
             os.close(descriptor)
@@ -246,7 +252,7 @@ class Zygote:
 
     def fill(self, cell: Environment, code: Path) -> None:
         folder = os.open(code, os.O_PATH | os.O_DIRECTORY)
-        self.command(wire.FILL, cell.number, descriptors=(cell.pidfd, folder))
+        self.command(wire.FILL, cell.number, 0, (folder,), wire.WITH_CODE)
         os.close(folder)
         self.expect(wire.FILLED, cell.number)
 

@@ -108,7 +108,7 @@ def test_environments_outlive_a_killed_zygote_and_can_be_adopted(
     assert environment.invoke().json == "hello"
     successor = driver.start_zygote(as_user=os.geteuid() == 0 and next(own_zygote.uids) == 0)
     successor.command(wire.ADOPT, environment.number, descriptors=(environment.pidfd,))
-    successor.command(wire.KILL, environment.number, descriptors=(environment.pidfd,))
+    successor.command(wire.KILL, environment.number)
     assert has_ended(environment.pidfd)
     successor.close()
 
@@ -166,7 +166,7 @@ def test_garbage_is_ignored(zygote: Zygote, code: Code) -> None:
 def test_a_spawn_without_a_folder_is_refused(zygote: Zygote) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for number in range(5_000, 5_010):
-        zygote.command(wire.SPAWN, number, next(zygote.uids), (null, null, null))
+        zygote.command(wire.SPAWN, number, next(zygote.uids), (null, null, null), wire.WITH_CODE)
         message = zygote.receive()
         assert (message.kind, message.number) == (wire.REFUSED, number)
         assert message.first > 0
@@ -180,8 +180,8 @@ def test_a_supervisor_that_does_not_read_holds_nothing_up(zygote: Zygote, code: 
     environment.send(wire.EVENT, driver.event_body(b"{}"))
     count = 3_000  # more answers than the socket holds
     for number in range(6_000, 6_000 + count):
-        zygote.command(wire.SPAWN, number, -1, (null, null, null))
-    zygote.command(wire.KILL, environment.number, descriptors=(environment.pidfd,))
+        zygote.command(wire.SPAWN, number, -1, (null, null, null), wire.WITH_CODE)
+    zygote.command(wire.KILL, environment.number)
     os.close(null)
     assert has_ended(environment.pidfd)
     refused = [zygote.receive() for _ in range(count)]

@@ -8,15 +8,14 @@ from __future__ import annotations
 import socket
 import struct
 
-from trivet_worker.wire import COMMAND
+from trivet_worker.wire import COMMAND, MOST_DESCRIPTORS
 
 _DESCRIPTOR = struct.Struct("i")
-_DESCRIPTORS_PER_COMMAND = 3
 
 
 def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
     """One message that has arrived, or BlockingIOError. Too many descriptors make it empty."""
-    room = socket.CMSG_SPACE(_DESCRIPTORS_PER_COMMAND * _DESCRIPTOR.size)
+    room = socket.CMSG_SPACE(MOST_DESCRIPTORS * _DESCRIPTOR.size)
     flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
     message, extras, state, _ = connection.recvmsg(COMMAND.size + 1, room, flags)
     descriptors: list[int] = []

@@ -15,24 +15,44 @@ PROTOCOL = 1
 # ------------------------------------------------------------------ supervisor <-> zygote
 # kind, environment id, two numbers whose meaning the kind gives
 COMMAND = struct.Struct("<BxxxIiI")
+MOST_DESCRIPTORS = 6  # beside one command
 
-# supervisor -> zygote
-SPAWN = 1  # numbers: uid to run as (0: keep), 0.  fds: channel, log pipe, code tree if forked
-FILL = 2  # numbers: 0, 0.  fds: pidfd of a waiting cell, code tree (O_PATH)
-KILL = 3  # numbers: 0, 0.  fds: pidfd
-ADOPT = 4  # numbers: 0, 0.  fds: pidfd.  An environment of a zygote that died: end it with yourself
+# supervisor -> zygote. The id of a process is the supervisor's choice, at SPAWN, for good.
+SPAWN = 1  # numbers: uid to run as (0: keep), `WITH_*` | MB of /tmp << 8.  fds: channel, log pipe,
+#            then those that WITH_* names, in the order of its bits
+FILL = 2  # numbers: 0, `WITH_CODE` and more.  fds: those that it names.  For a waiting cell
+KILL = 3  # numbers: signal (0: SIGKILL; or SIGSTOP, SIGCONT), 0
+ADOPT = 4  # numbers: uid, 0.  fds: pidfd.  A process of a zygote that died: end it with yourself
+
+WITH_CODE = 1  # O_PATH folder, shown at /var/task
+WITH_LAYERS = 2  # O_PATH folder, shown at /opt
+WITH_NETWORK = 4  # a network namespace to join; without it the environment gets an empty one
+WITH_SCRATCH = 8  # a detached mount, for /tmp; without it, memory
+WITH_CGROUP = 16  # no descriptor: join the cgroups that are named like the uid
 
 # zygote -> supervisor
 READY = 16  # numbers: `PROTOCOL`, bits of ISOLATION_*
-STARTED = 17  # numbers: pid as the zygote sees it, 0.  fds: pidfd
+STARTED = 17  # numbers: pid as the zygote sees it, `DOOR_*`.  fds: pidfd, then those DOOR_* names
 EXITED = 18  # numbers: exit status (>= 0), or minus the signal (< 0), 0
 REFUSED = 19  # numbers: errno, 0.  The environment could not be started, or the cell not filled
 FILLED = 20  # numbers: 0, 0.  The cell now sees the code
 
+# Sockets that were bound inside the environment's own network, for those who serve them outside.
+DOOR_AWS = 1  # TCP listener on any loopback address, port AWS_PORT
+DOOR_NAMES = 2  # UDP socket on 127.0.0.1, port 53
+DOOR_RUNTIME = 4  # TCP listener on 127.0.0.1, port RUNTIME_PORT; custom runtimes only
+
+AWS_PORT = 4566
+RUNTIME_PORT = 9001
+
 ISOLATION_PID = 1  # own PID namespace
-ISOLATION_MOUNT = 2  # own mounts: read-only /var/task, private /tmp, own /proc
+ISOLATION_MOUNT = 2  # own root, IPC and UTS: read-only /var/task, private /tmp, own /proc
 ISOLATION_UID = 4  # a uid of its own
 ISOLATION_USER = 8  # through a user namespace, without root
+ISOLATION_NETWORK = 16  # own network
+ISOLATION_SECCOMP = 32  # system calls filtered
+ISOLATION_LANDLOCK = 64  # files, sockets and signals confined once more
+ISOLATION_CGROUP = 128  # memory, CPU, processes limited; can be frozen
 
 # ------------------------------------------------------------- supervisor <-> environment
 # kind, attempt, length of the body. An environment echoes the attempt it answers: a late or

@@ -37,10 +37,14 @@ from trivet_worker.wire import (
     REFUSED,
     SPAWN,
     STARTED,
+    WITH_CODE,
 )
 
 _FAILURE = struct.Struct("<i")  # the errno that kept an environment from being complete
 _FAILURE_FD = CHANNEL_FD + 1
+
+# What KILL may send: the end, or a pause where nothing better can be had.
+_SIGNALS = (0, signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT)
 
 _READABLE = select.POLLIN | select.POLLRDHUP
 _COMMANDS_PER_TURN = 64
@@ -75,6 +79,7 @@ class Zygote:
         self._fillers: dict[int, int] = {}  # pid of a helper: the cell it fills
         self._failures: dict[int, int] = {}  # read end: pid
         self._adopted: dict[int, int] = {}  # pidfd: environment
+        self._pidfds: dict[int, int] = {}  # what KILL and FILL may name, started here or adopted
         self._outbox: deque[tuple[bytes, int]] = deque()  # no message: close the descriptor
         self._poll = select.poll()
         self._signals = heritage.signal_pipe()
@@ -110,8 +115,9 @@ class Zygote:
         self._flush()
         while True:
             batch = self._receive()
-            # Killing first: an environment that must end may be burning the processor.
-            batch.sort(key=lambda command: command[0][:1] != bytes([KILL]))
+            # Killing first: an environment that must end may be burning the processor. Adopting
+            # with it: the next command may kill what was adopted.
+            batch.sort(key=lambda command: command[0][:1] not in (bytes([KILL]), bytes([ADOPT])))
             for message, descriptors in batch:
                 if self._carry_out(message, descriptors):
                     return True
@@ -139,26 +145,32 @@ class Zygote:
         if len(message) != COMMAND.size:
             self.malformed += 1
             return False
-        kind, number, first, _ = COMMAND.unpack(message)
+        kind, number, first, second = COMMAND.unpack(message)
         count = len(descriptors)
-        if kind == SPAWN and count in self._spawn_counts():
+        with_code = bool(second & WITH_CODE)
+        if kind == SPAWN and count == 2 + with_code and (with_code or self._has_cells):
             return self._spawn(number, first, descriptors)
-        if kind == FILL and count == 2 and self._options.kind == "node":
+        if kind == FILL and count == 1 and with_code and self._has_cells:
             self._fill(number, *descriptors)
-        elif kind == KILL and count == 1:
-            _kill(descriptors[0])
-        elif kind == ADOPT and count == 1:
-            pidfd = descriptors.pop()
+        elif kind == KILL and first in _SIGNALS and not count:
+            if number in self._pidfds:
+                _send_signal(self._pidfds[number], first or signal.SIGKILL)
+        elif kind == ADOPT and count == 1 and number not in self._pidfds:
+            pidfd = self._pidfds[number] = descriptors.pop()
             self._adopted[pidfd] = number
             self._poll.register(pidfd, select.POLLIN)
         else:
             self.malformed += 1
         return False
 
-    def _spawn_counts(self) -> tuple[int, ...]:
-        return (2, 3) if self._options.kind == "node" else (3,)
+    @property
+    def _has_cells(self) -> bool:
+        return self._options.kind == "node"
 
     def _spawn(self, number: int, uid: int, descriptors: list[int]) -> bool:
+        if number in self._pidfds:
+            self.malformed += 1  # a number is one process, for good
+            return False
         if (uid != 0) != bool(self._level.bits & ISOLATION_UID) or uid < 0:
             # With root's power every environment has a uid of its own; without, none has.
             self._send(REFUSED, number, errno.EPERM)
@@ -187,6 +199,7 @@ class Zygote:
             self._send(REFUSED, number, error.errno or errno.EMFILE)
             return False
         self._environments[pid] = Environment(number, pidfd, reader)
+        self._pidfds[number] = pidfd
         self._failures[reader] = pid
         self._poll.register(reader, select.POLLIN)
         return False
@@ -210,8 +223,11 @@ class Zygote:
         except BaseException:
             _report_failure(failure, errno.EPROTO)
 
-    def _fill(self, number: int, cell: int, code: int) -> None:
+    def _fill(self, number: int, code: int) -> None:
+        cell = self._pidfds.get(number, -1)
         try:
+            if cell < 0:
+                raise ProcessLookupError(errno.ESRCH, "there is no such cell")
             pid = os.fork()
         except OSError as error:
             self._send(REFUSED, number, error.errno or errno.EAGAIN)
@@ -258,6 +274,7 @@ class Zygote:
     def _bury(self, pid: int, code: int) -> None:
         self._settle(pid)  # whether it ever was complete is known now, if not before
         environment = self._environments.pop(pid)
+        del self._pidfds[environment.number]
         if not environment.is_refused:
             self._send(EXITED, environment.number, code)
         self._outbox.append((b"", environment.pidfd))  # STARTED may still wait to send it
@@ -303,7 +320,7 @@ class Zygote:
     def _forget_adopted(self, pidfd: int) -> None:
         self._poll.unregister(pidfd)
         os.close(pidfd)
-        del self._adopted[pidfd]
+        del self._pidfds[self._adopted.pop(pidfd)]
 
     def _end(self) -> NoReturn:
         """Kill everything, wait for it, and exit."""
@@ -311,7 +328,7 @@ class Zygote:
         deadline = time.monotonic() + _FAREWELL_S
         waiting = select.poll()
         for pidfd in (*pidfds, *self._adopted):
-            _kill(pidfd)
+            _send_signal(pidfd, signal.SIGKILL)
             waiting.register(pidfd, select.POLLIN)
         remaining = len(pidfds) + len(self._adopted)
         while remaining and time.monotonic() < deadline:
@@ -372,9 +389,9 @@ def main(argv: list[str]) -> None:
         run()
 
 
-def _kill(pidfd: int) -> None:
+def _send_signal(pidfd: int, number: int) -> None:
     try:
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        signal.pidfd_send_signal(pidfd, number)
     except OSError:
         return  # it has ended already, or it never was a process
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from trivet.supervisor.zygotes import Zygote
+from trivet_worker import wire
 
 READ_BYTES = 262_144
 
@@ -64,7 +65,8 @@ class Body:
         if tree is not None:
             fds.append(tree)
         self._is_forked = tree is not None
-        self.number = zygote.spawn(self, uid=uid, fds=fds)
+        given = wire.WITH_CODE if self._is_forked else 0
+        self.number = zygote.spawn(self, uid=uid, given=given, fds=fds)
 
     def __repr__(self) -> str:
         return f"<Body {self.number} of {self.zygote.runtime}>"

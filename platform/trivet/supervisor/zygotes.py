@@ -11,7 +11,7 @@ import itertools
 import os
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -58,7 +58,7 @@ class Zygote:
     _link: socket.socket | None = None
     _entries: dict[int, _Entry] = field(default_factory=dict)
     # Commands that wait: for a zygote that is restarting, or for room in its socket.
-    _unsent: deque[tuple[int, bytes, list[int]]] = field(default_factory=deque)
+    _unsent: deque[tuple[int, bytes, Sequence[int]]] = field(default_factory=deque)
     _ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def __repr__(self) -> str:
@@ -76,7 +76,10 @@ class Zygote:
         asyncio.get_running_loop().add_reader(link.fileno(), self._readable)
         for number, entry in self._entries.items():
             if entry.is_orphan:
-                self._send(wire.ADOPT, number, fds=[os.dup(entry.pidfd)])
+                # Before what waits already: a KILL names only what a zygote knows.
+                adopt = wire.COMMAND.pack(wire.ADOPT, number, 0, 0)
+                self._unsent.appendleft((number, adopt, [os.dup(entry.pidfd)]))
+        self._flush()
 
     def _lose(self) -> None:
         log.warning("zygote.lost", runtime=self.runtime, processes=len(self._entries))
@@ -92,25 +95,29 @@ class Zygote:
 
     # ------------------------------------------------------------------ commands
 
-    def spawn(self, process: Process, *, uid: int, fds: list[int]) -> int:
-        """Start a process; `fds` (channel, log pipe[, code tree]) are closed here once sent."""
+    def spawn(self, process: Process, *, uid: int, given: int, fds: list[int]) -> int:
+        """Start a process. `given`: wire.WITH_* and the size of its /tmp, as SPAWN has them.
+
+        `fds` (channel, log pipe, and those that `given` names) are closed here once sent.
+        """
         number = next(self._ids)
         self._entries[number] = _Entry(process)
-        self._send(wire.SPAWN, number, uid, fds=fds)
+        self._send(wire.SPAWN, number, uid, given, fds=fds)
         return number
 
     def fill(self, number: int, tree: int) -> None:
         """Move the code tree into the waiting cell `number`; closes `tree` once sent."""
-        entry = self._entries[number]
-        self._send(wire.FILL, number, fds=[os.dup(entry.pidfd), tree])
+        self._send(wire.FILL, number, 0, wire.WITH_CODE, fds=[tree])
 
     def kill(self, number: int) -> None:
         entry = self._entries.get(number)
         if entry is not None and entry.pidfd >= 0:
-            self._send(wire.KILL, number, fds=[os.dup(entry.pidfd)])
+            self._send(wire.KILL, number)
 
-    def _send(self, kind: int, number: int, first: int = 0, *, fds: list[int]) -> None:
-        self._unsent.append((number, wire.COMMAND.pack(kind, number, first, 0), fds))
+    def _send(
+        self, kind: int, number: int, first: int = 0, second: int = 0, *, fds: Sequence[int] = ()
+    ) -> None:
+        self._unsent.append((number, wire.COMMAND.pack(kind, number, first, second), fds))
         self._flush()
 
     def _flush(self) -> None:
@@ -118,7 +125,7 @@ class Zygote:
         while self._unsent and self._link is not None:
             _, message, fds = self._unsent[0]
             try:
-                socket.send_fds(self._link, [message], fds)
+                socket.send_fds(self._link, [message], list(fds))
             except BlockingIOError:
                 loop.add_writer(self._link.fileno(), self._writable)
                 return
@@ -138,7 +145,9 @@ class Zygote:
     def _readable(self) -> None:
         while self._link is not None:
             try:
-                message, fds, _, _ = socket.recv_fds(self._link, wire.COMMAND.size, 2)
+                message, fds, _, _ = socket.recv_fds(
+                    self._link, wire.COMMAND.size, wire.MOST_DESCRIPTORS
+                )
             except BlockingIOError:
                 return
             except OSError:
