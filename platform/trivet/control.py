@@ -2,7 +2,8 @@
 
     control = Control.inherited()
     control.on_closed(exit_at_once)
-    control.on_zygote(pool.attach)      # supervisor only
+    control.on_zygote(pool.attach)              # supervisor only
+    control.on_peer("gateway", doors.attach)    # a direct link with another part
     control.ready({"isolation": bits})
 
 Everything but `inherited` wants a running event loop.
@@ -14,9 +15,12 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from trivet.errors import PlatformError
-from trivet.launcher.link import MAX_MESSAGE_BYTES, MESSAGE, READY, VARIABLE, ZYGOTE
+from trivet.launcher.link import MAX_MESSAGE_BYTES, MESSAGE, PEER, READY, VARIABLE, ZYGOTE_OF
+
+_Take = Callable[[socket.socket], None]
 
 
 class Control:
@@ -29,8 +33,9 @@ class Control:
         self._closed = asyncio.Event()
         self._when_closed: Callable[[], None] | None = None
         self._take_zygote: Callable[[str, socket.socket], None] | None = None
-        # Zygotes that arrived before anybody asked for them.
-        self._early: list[tuple[str, socket.socket]] = []
+        self._take_peer: dict[str, _Take] = {}
+        # Links that arrived before anybody asked for them, by the peer's name.
+        self._early: dict[str, socket.socket] = {}
 
     def __repr__(self) -> str:
         return f"<Control {'closed' if self._closed.is_set() else 'open'}>"
@@ -50,7 +55,10 @@ class Control:
         return self._socket.fileno()
 
     def ready(self, details: Mapping[str, int] | None = None) -> None:
-        """Say that this service serves; the supervisor with {"isolation": wire.ISOLATION_*}."""
+        """Say that this service serves; the supervisor with {"isolation": wire.ISOLATION_*}.
+
+        It is said again whenever the isolation of environments has changed.
+        """
         self._watch()
         number = (details or {}).get("isolation", 0)
         try:
@@ -65,9 +73,16 @@ class Control:
         zygote that died is replaced: the same runtime comes again with a new socket.
         """
         self._take_zygote = take
-        early, self._early = self._early, []
-        for runtime, end in early:
-            take(runtime, end)
+        self._hand_over()
+        self._watch()
+
+    def on_peer(self, name: str, take: Callable[[socket.socket], None]) -> None:
+        """Call `take(socket)` for each direct link with the part `name`, as `on_zygote` does.
+
+        Names: "gateway" and "provisioner" in the supervisor, "supervisor" in the gateway.
+        """
+        self._take_peer[name] = take
+        self._hand_over()
         self._watch()
 
     def on_closed(self, call: Callable[[], None]) -> None:
@@ -105,18 +120,28 @@ class Control:
 
     def _heard(self, message: bytes, descriptors: list[int]) -> None:
         kind, _ = MESSAGE.unpack_from(message)
-        if kind != ZYGOTE or len(descriptors) != 1:
+        if kind != PEER or len(descriptors) != 1:
             for descriptor in descriptors:
                 os.close(descriptor)
             return
         end = socket.socket(fileno=descriptors[0])
         end.set_inheritable(False)
         end.setblocking(False)
-        runtime = message[MESSAGE.size :].decode()
-        if self._take_zygote is None:
-            self._early.append((runtime, end))
-        else:
-            self._take_zygote(runtime, end)
+        name = message[MESSAGE.size :].decode()
+        if name in self._early:
+            self._early.pop(name).close()  # that one's other end is gone
+        self._early[name] = end
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        for name in list(self._early):
+            if take := self._taker(name):
+                take(self._early.pop(name))
+
+    def _taker(self, name: str) -> _Take | None:
+        if name.startswith(ZYGOTE_OF) and self._take_zygote is not None:
+            return partial(self._take_zygote, name.removeprefix(ZYGOTE_OF))
+        return self._take_peer.get(name)
 
     def _close(self) -> None:
         if self._closed.is_set():
@@ -124,8 +149,9 @@ class Control:
         if self._is_watching:
             asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
-        for _, end in self._early:
+        for end in self._early.values():
             end.close()
+        self._early.clear()
         self._closed.set()
         if self._when_closed is not None:
             self._when_closed()

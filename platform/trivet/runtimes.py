@@ -17,6 +17,9 @@ from trivet.settings import Settings
 # How a service finds the runtimes that the launcher discovered.
 VARIABLE = "TRIVET_RUNTIMES_JSON"
 
+# A function brings its own program: it needs no interpreter, only a network of its own.
+CUSTOM_NAMES = ("provided.al2023", "provided.al2")
+
 NODE_NAMES = ("nodejs20.x", "nodejs22.x", "nodejs24.x")
 
 # Interpreters of this machine that the user added, in a folder of runtimes: a list of records.

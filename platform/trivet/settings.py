@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import sys
@@ -12,12 +13,17 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
+from trivet.core import egress
+from trivet.core.endpoints import parse_service_endpoints
 from trivet.errors import SettingsError
 
 # How a service finds the settings that the launcher read.
 VARIABLE = "TRIVET_SETTINGS_JSON"
 
 DEFAULT_DATA = ".trivet"
+
+# Functions of one machine share a part of network_range, which must hold all of them.
+_LONGEST_PREFIX = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +192,7 @@ def _checked(settings: Settings) -> Settings:
         raise SettingsError("scratch must be 'auto', 'disk' or 'memory'")
     if settings.spares < 0 or settings.freeze_after_ms < 0:
         raise SettingsError("spares and freeze_after_ms must not be negative")
+    _check_network(settings)
     if settings.metrics_for not in ("loopback", "all"):
         raise SettingsError("metrics_for must be 'loopback' or 'all'")
     if settings.metering not in ("batched", "strict"):
@@ -202,3 +209,24 @@ def _checked(settings: Settings) -> Settings:
         message = f"the data folder's path is too long for a unix socket: {settings.data}"
         raise SettingsError(message, hint="export TRIVET_DATA=/a/shorter/path")
     return settings
+
+
+def _check_network(settings: Settings) -> None:
+    try:
+        egress.parse(settings.egress)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    try:
+        egress.parse_networks(settings.egress_allow)
+    except ValueError as error:
+        raise SettingsError(f"egress_allow: {error}") from error
+    parse_service_endpoints(settings.service_endpoints)
+    try:
+        network = ipaddress.IPv4Network(settings.network_range)
+    except ValueError as error:
+        raise SettingsError(f"network_range: {error}") from error
+    if not network.is_private or not 8 <= network.prefixlen <= _LONGEST_PREFIX:
+        raise SettingsError(
+            f"network_range must be a private network of IPv4 from /8 to /{_LONGEST_PREFIX},"
+            " like 10.213.0.0/16"
+        )

@@ -17,6 +17,15 @@ def test_an_environment_lives_from_starting_over_idle_and_busy_to_dead() -> None
     assert state is State.DEAD
 
 
+def test_only_an_idle_environment_freezes_and_an_event_or_its_end_thaws_it() -> None:
+    freezing = [state for state in State if Signal.FROZEN in MOVES.get(state, {})]
+    assert freezing == [State.IDLE]
+    assert moved(State.FROZEN, Signal.INVOKED) is State.BUSY
+    assert moved(State.FROZEN, Signal.KILLED) is State.DYING
+    with pytest.raises(IllegalMove, match="answered in state frozen"):
+        moved(State.FROZEN, Signal.ANSWERED)
+
+
 def test_every_state_but_dead_can_end_by_itself() -> None:
     for state in State:
         if state is not State.DEAD:

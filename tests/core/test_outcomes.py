@@ -35,6 +35,12 @@ def test_an_exit_says_how(status: int | None, reason: str) -> None:
     }
 
 
+def test_too_little_memory_is_a_kill_to_the_caller_and_has_its_name_in_the_report() -> None:
+    outcome = outcomes.out_of_memory("r-1")
+    assert outcome.payload == outcomes.exited("r-1", -9).payload
+    assert (outcome.status, outcome.error_type) == ("error", "Runtime.OutOfMemory")
+
+
 @pytest.mark.parametrize("nonsense", [b"", b"[]", b"{", b"[" * 100_000, b'{"x": 1}'])
 def test_an_error_report_that_cannot_be_read_becomes_one_that_can(nonsense: bytes) -> None:
     outcome = outcomes.raised(nonsense)

@@ -112,10 +112,25 @@ def test_the_unit_leaves_to_trivet_what_it_needs() -> None:
     assert service["Delegate"] == "yes"
     assert "RestrictNamespaces" not in service
     assert "@mount" not in service["SystemCallFilter"]
+    # Environments get host names, devices and networks of their own.
+    for option in ("ProtectHostname", "PrivateDevices", "PrivateNetwork", "ProtectKernelTunables"):
+        assert option not in service
+    assert "ProtectControlGroups" not in service
+    capabilities = set(service["CapabilityBoundingSet"].split())
+    assert capabilities >= {"CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE"}
+    assert {"AF_UNIX", "AF_INET", "AF_NETLINK"} <= {*service["RestrictAddressFamilies"].split()}
     assert int(service["RestartPreventExitStatus"]) == EXIT_UNUSABLE
     drain_s = re.search(r"^DRAIN_S = ([\d.]+)", _source("supervisor/__main__.py"), re.MULTILINE)
     assert drain_s
     assert int(service["TimeoutStopSec"]) > float(drain_s[1])
+
+
+def test_what_is_deployed_contains_hostile_code_or_does_not_start() -> None:
+    assert "TRIVET_ISOLATION_MINIMUM=L3" in unit()["Service"]["Environment"].splitlines()
+    trivet = compose()["services"]["trivet"]
+    assert read_settings(variables=trivet["environment"]).isolation_minimum == "L3"
+    assert {"SYS_ADMIN", "NET_ADMIN"} <= set(trivet["cap_add"])
+    assert "writable-cgroups=true" in trivet["security_opt"]
 
 
 def _source(name: str) -> str:

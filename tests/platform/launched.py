@@ -14,12 +14,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from tests.platform import stand_ins
 
+from trivet.launcher import cgroups
+from trivet.launcher.identities import identities
 from trivet.settings import Settings
 
 # Generous: it decides when a test has failed, not how fast anything is.
@@ -62,6 +64,10 @@ class Launched:
     def run(self) -> Path:
         return self.settings.run_path
 
+    def change(self, **changes: Any) -> None:
+        """Change settings of the launchers to come."""
+        self.settings = replace(self.settings, **changes)
+
     def start(self, plan: Mapping[str, str] = GOOD) -> subprocess.Popen[bytes]:
         told, end = os.pipe()
         arguments = [json.dumps(asdict(self.settings)), json.dumps(dict(plan))]
@@ -79,7 +85,8 @@ class Launched:
     def told(self, process: subprocess.Popen[bytes]) -> dict[str, Any]:
         """The line of JSON that a launcher wrote when it was ready, or refused."""
         descriptor = self._told.pop(process.pid)
-        assert select.select([descriptor], [], [], DEADLINE_S)[0], "it told nothing"
+        while not self._or_report(descriptor):
+            pass
         with os.fdopen(descriptor) as file:
             found: dict[str, Any] = json.loads(file.readline())
         return found
@@ -107,6 +114,42 @@ class Launched:
         while not self.count(name, event):
             self.events.append(json.loads(self._reports.recv(65_536)))
         return next(e for e in reversed(self.events) if (e["name"], e["event"]) == (name, event))
+
+    def ended(self, process: subprocess.Popen[bytes]) -> int:
+        """The exit code of a launcher that ends, while its parts report."""
+        ends = os.pidfd_open(process.pid)
+        try:
+            while not self._or_report(ends):
+                pass
+            return process.wait()
+        finally:
+            os.close(ends)
+
+    def _or_report(self, descriptor: int) -> bool:
+        """Wait for `descriptor`, and read the reports meanwhile: their senders wait for that."""
+        readable, _, _ = select.select([descriptor, self._reports.fileno()], [], [], DEADLINE_S)
+        assert readable, "nothing happens any more"
+        if self._reports.fileno() in readable:
+            self.wait()
+        return descriptor in readable
+
+    def wait(self) -> None:
+        """For one more report."""
+        self.events.append(json.loads(self._reports.recv(65_536)))
+
+    def successor(self, name: str, old: int) -> int:
+        """The pid of the part that was started after `old` was."""
+        while True:
+            pids = [e["pid"] for e in self.events if (e["name"], e["event"]) == (name, "started")]
+            if old in pids[:-1]:
+                return int(pids[-1])
+            self.wait()
+
+    def heard_by_another(self, name: str, old: int) -> dict[str, Any]:
+        """The report of having heard something from a part started after `old`."""
+        while (found := self.event_of(name, "heard"))["pid"] == old:
+            self.wait()
+        return found
 
     def count(self, name: str, event: str) -> int:
         """How many such reports came, those that wait included."""
@@ -147,6 +190,14 @@ class Launched:
         """What the launchers wrote to stderr."""
         return (self.folder / "stderr").read_text()
 
+    def until_said(self, text: str) -> None:
+        """Wait until the launchers have said `text`."""
+        deadline = time.monotonic() + DEADLINE_S
+        while text not in self.said():
+            assert time.monotonic() < deadline, text
+            if select.select([self._reports], [], [], 0.02)[0]:
+                self.wait()
+
     def close(self) -> None:
         for process in self._processes:
             process.send_signal(signal.SIGKILL)
@@ -154,6 +205,9 @@ class Launched:
         left = [pid for pid in self.pids() if not has_ended(pid)]
         for descriptor in self._told.values():
             os.close(descriptor)
+        if self.settings.data_path.exists():
+            # Those of a launcher that was killed wait for its successor.
+            assert cgroups.prepare(self.settings, identities(self.settings)).remove()
         self._reports.close()
         self.stderr.close()
         shutil.rmtree(self.folder)

@@ -2,7 +2,7 @@
 
     python stand_ins.py launch SETTINGS_JSON PLAN_JSON [--ready-fd N]
     python stand_ins.py service NAME BEHAVIOUR
-    python stand_ins.py zygote RUNTIME ... --commands FD --parent FD
+    python stand_ins.py servant NAME BEHAVIOUR --commands FD --parent FD
 
 Each reports by datagrams to the socket named in REPORT_TO: {"name", "pid", "event", ...}.
 """
@@ -49,13 +49,15 @@ def launch(settings_json: str, plan_json: str, arguments: Sequence[str]) -> int:
     from trivet.launcher import refusals
     from trivet.launcher.__main__ import Report
     from trivet.launcher.__main__ import launch as really_launch
+    from trivet.launcher.cgroups import VARIABLE, Cgroups
     from trivet.launcher.identities import Identities
     from trivet.launcher.processes import ServiceSpec
-    from trivet.launcher.services import LISTEN_VARIABLE, ZygoteSpec
+    from trivet.launcher.services import LISTEN_VARIABLE, ServantSpec
     from trivet.runtimes import Runtime
     from trivet.settings import Settings
 
-    plan: Mapping[str, str] = json.loads(plan_json)
+    plan: dict[str, str] = json.loads(plan_json)
+    servants_of = {name: plan.pop(name) for name in ("provisioner",) if name in plan}
     variables = {REPORT_TO: os.environ[REPORT_TO]}
     program = (sys.executable, "-I", HERE)
 
@@ -64,39 +66,44 @@ def launch(settings_json: str, plan_json: str, arguments: Sequence[str]) -> int:
         runtimes: Sequence[Runtime],
         who: Identities | None,
         listeners: Mapping[str, socket.socket],
+        cgroups: Cgroups,
     ) -> list[ServiceSpec]:
         ends = {name: listener.fileno() for name, listener in listeners.items()}
         return [
             ServiceSpec(
                 name=name,
                 argv=(*program, "service", name, behaviour),
-                variables={**variables, LISTEN_VARIABLE: json.dumps(ends)}
-                if name == "gateway"
-                else variables,
+                variables={
+                    **variables,
+                    **({LISTEN_VARIABLE: json.dumps(ends)} if name == "gateway" else {}),
+                    **({VARIABLE: cgroups.to_json()} if name == "supervisor" and cgroups else {}),
+                },
                 descriptors=tuple(ends.values()) if name == "gateway" else (),
                 identity=getattr(who, name, None),
             )
             for name, behaviour in plan.items()
         ]
 
-    def zygotes(runtimes: Sequence[Runtime]) -> list[ZygoteSpec]:
+    def servants(
+        settings: Settings, runtimes: Sequence[Runtime], who: Identities | None, cgroups: Cgroups
+    ) -> list[ServantSpec]:
         return [
-            ZygoteSpec(
-                runtime=runtime,
+            ServantSpec(
                 spec=ServiceSpec(
-                    name=f"zygote {runtime.name}",
-                    argv=(*program, "zygote", runtime.name),
+                    name=name,
+                    argv=(*program, "servant", name, behaviour),
                     variables=variables,
                     dies_with_launcher=False,
                 ),
+                without_it="nobody misses it" if name == "provisioner" else "",
             )
-            for runtime in runtimes[:1]
+            for name, behaviour in {**servants_of, f"zygote {runtimes[0].name}": "good"}.items()
         ]
 
     told = Report(int(arguments[1]) if arguments else None)
     try:
         settings = Settings(**json.loads(settings_json))
-        really_launch(settings, told, make_services=services, make_zygotes=zygotes)
+        really_launch(settings, told, make_services=services, make_servants=servants)
     except TrivetError as error:
         told.refused(error)
         return refusals.exit_code(error)
@@ -130,41 +137,83 @@ def serve(name: str, behaviour: str) -> NoReturn:
     )
     from trivet_worker import wire
 
-    bits = wire.ISOLATION_PID | wire.ISOLATION_UID if name == "supervisor" else 0
-    control.send(bytes([1, 0, 0, 0]) + bits.to_bytes(4, "little"))
+    def say_ready(bits: int) -> None:
+        control.send(bytes([1, 0, 0, 0]) + bits.to_bytes(4, "little"))
+
+    full = wire.ISOLATION_PID | wire.ISOLATION_UID
+    full |= 0xFF if behaviour in ("jailed", "falling") else 0
+    say_ready(full if name == "supervisor" else 0)
     zygotes = []
+    peers: dict[int, tuple[str, socket.socket]] = {}
     while True:
-        readable, _, _ = select.select([control, wakeups], [], [])
-        if wakeups in readable:
+        waiting = [control.fileno(), wakeups.fileno(), *peers]
+        readable, _, _ = select.select(waiting, [], [])
+        if wakeups.fileno() in readable:
             wakeups.recv(1)
             report(name, "asked to end")
             if behaviour != "stubborn":
                 sys.exit(0)
-        if control in readable:
+        for number in [number for number in readable if number in peers]:
+            who, link = peers[number]
+            if heard := _received(link):
+                report(name, "heard", peer=who, text=heard.decode())
+            else:
+                del peers[number]
+                link.close()
+                report(name, "peer gone", peer=who)
+        if control.fileno() in readable:
             message, received, _, _ = socket.recv_fds(control, 256, 4)
             if not message:
                 report(name, "launcher gone")
                 sys.exit(0)
-            zygotes.append(socket.socket(fileno=received[0]))
-            zygotes[-1].send(b"spawn")
-            report(name, "zygote", runtime=message[8:].decode())
+            who, link = message[8:].decode(), socket.socket(fileno=received[0])
+            if not who.startswith("zygote "):
+                peers[link.fileno()] = who, link
+                with contextlib.suppress(OSError):  # a peer that just died
+                    link.send(f"{name} {os.getpid()}".encode())
+                report(name, "peer", peer=who)
+                continue
+            zygotes.append(link)
+            link.send(b"spawn")
+            report(name, "zygote", runtime=who.removeprefix("zygote "))
+            if behaviour == "falling" and len(zygotes) == 2:
+                say_ready(wire.ISOLATION_SECCOMP | wire.ISOLATION_LANDLOCK)
 
 
-def be_zygote(runtime: str, arguments: Sequence[str]) -> NoReturn:
+def _received(link: socket.socket) -> bytes:
+    try:
+        return link.recv(256)
+    except ConnectionError:  # a peer that died with something unread
+        return b""
+
+
+def obey(name: str, behaviour: str, arguments: Sequence[str]) -> NoReturn:
+    """A zygote, which starts an environment when it is told anything, or the provisioner."""
+    if behaviour == "unusable":
+        report(name, "started")
+        print("this kernel has no bridges", file=sys.stderr)
+        sys.exit(78)
+    if behaviour == "broken":
+        report(name, "started")
+        sys.exit("the moon is in the wrong house")
+    name = name.partition(" ")[0]
     descriptors = open_descriptors()
     commands = socket.socket(fileno=int(arguments[arguments.index("--commands") + 1]))
     parent = int(arguments[arguments.index("--parent") + 1])
-    report("zygote", "started", runtime=runtime, descriptors=descriptors)
+    report(name, "started", descriptors=descriptors)
     environments: list[int] = []
     while True:
         readable, _, _ = select.select([commands.fileno(), parent], [], [])
-        if commands.fileno() in readable and commands.recv(256):
-            environments.append(_environment(commands, parent))
+        if commands.fileno() in readable and (heard := commands.recv(256)):
+            if name == "zygote":
+                environments.append(_environment(commands, parent))
+            else:
+                report(name, "heard", text=heard.decode())
             continue
         for pid in environments:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-        report("zygote", "ended", why="parent" if parent in readable else "commands")
+        report(name, "ended", why="parent" if parent in readable else "commands")
         sys.exit(0)
 
 
@@ -187,4 +236,4 @@ if __name__ == "__main__":
     elif role == "service":
         serve(rest[0], rest[1])
     else:
-        be_zygote(rest[0], rest[1:])
+        obey(rest[0], rest[1], rest[2:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import itertools
 import json
@@ -10,7 +11,8 @@ import socket
 import time
 import uuid
 import zipfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -28,9 +30,15 @@ from trivet.settings import Settings
 from trivet.store.blobs import Blobs
 from trivet.store.functions import FunctionStore
 from trivet.store.logs import LogWriter
+from trivet.supervisor.briefing import Briefing
+from trivet.supervisor.cgroups import CgroupTree
 from trivet.supervisor.deadlines import Deadlines
 from trivet.supervisor.dispatch import Dispatcher
+from trivet.supervisor.doors import Doors
 from trivet.supervisor.pool import Pool
+from trivet.supervisor.quarters import Premises
+from trivet.supervisor.rooms import Rooms
+from trivet.supervisor.slots import Slots
 from trivet_worker import wire
 
 RUNTIME = "python3.11"
@@ -59,13 +67,18 @@ class Inside:
     uid: int
     channel: socket.socket
     log: int
+    given: int  # wire.WITH_*, and the size of its /tmp
     life: int = -1  # closing it makes what stands for the pidfd readable
     received: bytes = b""
 
-    def start(self) -> None:
+    def start(self, **doors: int) -> None:
+        """`doors`: descriptors by the names of wire.DOOR_*, which are closed here."""
         pidfd, self.life = os.pipe()
-        self.zygote.tell(wire.STARTED, self.number, 1, pidfd)
-        os.close(pidfd)
+        bits = {getattr(wire, name): fd for name, fd in doors.items()}
+        fds = [pidfd, *(bits[bit] for bit in sorted(bits))]
+        self.zygote.tell(wire.STARTED, self.number, 1, *fds, second=sum(bits))
+        for fd in fds:
+            os.close(fd)
 
     async def begin(self) -> dict[str, Any]:
         """Started, and initialised."""
@@ -135,6 +148,7 @@ class PlayedZygote:
     commands: socket.socket
     insides: list[Inside] = field(default_factory=list)
     kills: list[int] = field(default_factory=list)
+    signals: list[tuple[int, int]] = field(default_factory=list)  # SIGSTOP and SIGCONT
     adopted: list[int] = field(default_factory=list)
 
     def tell(self, kind: int, number: int, first: int = 0, *fds: int, second: int = 0) -> None:
@@ -154,14 +168,17 @@ class PlayedZygote:
             return False
         if not message:
             return False
-        kind, number, first, _ = wire.COMMAND.unpack(message)
+        kind, number, first, second = wire.COMMAND.unpack(message)
         if kind == wire.SPAWN:
             channel = socket.socket(fileno=fds[0])
             channel.setblocking(False)
-            os.close(fds[2])
-            self.insides.append(Inside(self, number, first, channel, fds[1]))
+            for fd in fds[2:]:
+                os.close(fd)
+            self.insides.append(Inside(self, number, first, channel, fds[1], second))
             return True
-        if kind == wire.KILL:
+        if kind == wire.KILL and first:
+            self.signals.append((number, first))
+        elif kind == wire.KILL:
             self.kills.append(number)
         elif kind == wire.ADOPT:
             self.adopted.append(number)
@@ -190,12 +207,45 @@ class PlayedZygote:
         self.commands.close()
 
 
+Make = Callable[..., "Supervised"]
+
+
+@asynccontextmanager
+async def supervising(folder: Path, durable: Redis) -> AsyncIterator[Make]:
+    """make(**settings): a supervisor's inside; all are ended with the block."""
+    made: list[Supervised] = []
+
+    def make(**settings: Any) -> Supervised:
+        made.append(Supervised(folder, durable, tasks, **settings))
+        return made[-1]
+
+    async with anyio.create_task_group() as tasks:
+        yield make
+        for each in made:
+            await each.close()
+        await settle()
+        tasks.cancel_scope.cancel()
+    made.clear()
+    # What a test left half-way holds descriptors: it is collected in the test that made it.
+    gc.collect()
+
+
 class Supervised:
     """Dispatcher, fleets and pool, whose answers a test reads."""
 
     def __init__(
-        self, folder: Path, durable: Redis, tasks: anyio.abc.TaskGroup, **settings: Any
+        self,
+        folder: Path,
+        durable: Redis,
+        tasks: anyio.abc.TaskGroup,
+        *,
+        cgroups: CgroupTree | None = None,
+        rooms: Rooms | None = None,
+        doors: Doors | None = None,
+        **settings: Any,
     ) -> None:
+        """No spares and no frost, unless `settings` say otherwise."""
+        settings = {"spares": 0, "freeze_after_ms": 0, **settings}
         self.settings = Settings(data=str(folder), **settings)
         self.blobs = Blobs(self.settings.blobs_path)
         self.blobs.prepare()
@@ -203,15 +253,19 @@ class Supervised:
         self.deadlines = Deadlines()
         self.writer = LogWriter(self.settings.logs_path)
         runtime = Runtime(name=RUNTIME, kind="python", program="/python", version="3.11")
+        self.slots = Slots(self.settings.first_uid, cgroups)
         self.pool = Pool(
             self.settings,
             {RUNTIME: runtime},
             self.blobs,
             self.writer,
+            Premises(self.settings, self.slots, rooms=rooms, doors=doors),
+            Briefing(self.settings, None),
             freed=lambda: self.dispatcher.slot_freed(),
         )
         self.dispatcher = Dispatcher(self.settings, self.pool, self.store, self.deadlines, tasks)
         self.answers: dict[str, bytes] = {}
+        self.outcomes: dict[str, Outcome] = {}
         self.reads: list[str] = []
         self.dispatcher.settlement = cast(Any, self)
         self._calls = itertools.count(1)
@@ -236,6 +290,7 @@ class Supervised:
             body.exited(None)
         for link in self.pool.zygotes.values():
             link._detach()
+        self.slots.close()
         self.writer.close()
 
     # ------------------------------------------------------------------ as a Settlement
@@ -247,6 +302,7 @@ class Supervised:
     def ended(
         self, delivery: frames.Delivery, outcome: Outcome, reading: Reading, tail: bytes
     ) -> None:
+        self.outcomes[delivery.request_id] = outcome
         self._answered(delivery, outcome.payload)
 
     def failed(self, delivery: frames.Delivery, message: str) -> None:
@@ -264,14 +320,14 @@ class Supervised:
 
     # ------------------------------------------------------------------ what a test does
 
-    def attach(self, *, is_ready: bool = True) -> PlayedZygote:
+    def attach(self, *, is_ready: bool = True, bits: int = 0) -> PlayedZygote:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         theirs.setblocking(False)
         zygote = PlayedZygote(theirs)
         self._zygotes.append(zygote)
         self.pool.zygotes[RUNTIME].attach(ours)
         if is_ready:
-            zygote.ready()
+            zygote.ready(bits)
         return zygote
 
     async def deploy(self, name: str = "hello", **version: Any) -> FunctionVersion:
@@ -281,10 +337,8 @@ class Supervised:
         blob = self.blobs.put(buffer.getvalue())
         made = FunctionVersion(
             function=name,
-            runtime=RUNTIME,
-            handler="index.handler",
             code_sha256=blob.sha256_hex,
-            **version,
+            **{"runtime": RUNTIME, "handler": "index.handler", **version},
         )
         function = Function(
             latest=made, code_bytes=1, revision_id=str(uuid.uuid4()), last_modified_ms=1

@@ -52,7 +52,7 @@ async def test_a_service_says_that_it_is_ready(link: Link, control: Control) -> 
 async def test_a_zygote_arrives_with_its_socket(link: Link, control: Control) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     arrived: asyncio.Queue[tuple[str, socket.socket]] = asyncio.Queue()
-    link.send_zygote("python3.11", theirs)
+    link.send_peer("zygote python3.11", theirs)
     theirs.close()
     control.on_zygote(lambda runtime, end: arrived.put_nowait((runtime, end)))
     async with asyncio.timeout(DEADLINE_S):
@@ -71,7 +71,7 @@ async def test_a_zygote_that_comes_early_waits(link: Link, control: Control) -> 
     arrived = asyncio.Event()
     asyncio.get_running_loop().add_reader(control.fileno(), arrived.set)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    link.send_zygote("nodejs20.x", theirs)
+    link.send_peer("zygote nodejs20.x", theirs)
     theirs.close()
     async with asyncio.timeout(DEADLINE_S):
         await arrived.wait()
@@ -90,6 +90,59 @@ async def test_a_zygote_that_comes_early_waits(link: Link, control: Control) -> 
         await control.closed.wait()
     assert names == ["nodejs20.x"]
     ours.close()
+
+
+async def test_each_peer_comes_to_whoever_asked_for_it(link: Link, control: Control) -> None:
+    arrived: asyncio.Queue[tuple[str, socket.socket]] = asyncio.Queue()
+    ours: dict[str, socket.socket] = {}
+    for name in ("gateway", "zygote python3.11", "provisioner"):
+        ours[name], theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        link.send_peer(name, theirs)
+        theirs.close()
+    control.on_zygote(lambda runtime, end: arrived.put_nowait((f"zygote of {runtime}", end)))
+    async with asyncio.timeout(DEADLINE_S):
+        name, end = await arrived.get()
+    assert name == "zygote of python3.11"
+    end.close()
+    for name in ("provisioner", "gateway"):  # these two waited
+        peers: asyncio.Queue[socket.socket] = asyncio.Queue()
+        control.on_peer(name, peers.put_nowait)
+        async with asyncio.timeout(DEADLINE_S):
+            end = await peers.get()
+        assert not end.get_inheritable()
+        assert not end.getblocking()
+        ours[name].send(b"hello")
+        assert end.recv(16) == b"hello"
+        end.close()
+    for end in ours.values():
+        end.close()
+    control.close()
+
+
+async def test_of_a_peer_that_nobody_asked_for_only_the_latest_is_kept(
+    link: Link, control: Control
+) -> None:
+    first, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    link.send_peer("gateway", theirs)
+    theirs.close()
+    control.ready()  # reads from now on
+    second, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    link.send_peer("gateway", theirs)
+    theirs.close()
+    gone = asyncio.Event()
+    asyncio.get_running_loop().add_reader(first, gone.set)
+    async with asyncio.timeout(DEADLINE_S):
+        await gone.wait()
+    asyncio.get_running_loop().remove_reader(first)
+    assert first.recv(1) == b""
+    arrived: list[socket.socket] = []
+    control.on_peer("gateway", arrived.append)
+    (end,) = arrived
+    second.send(b"hello")
+    assert end.recv(16) == b"hello"
+    for each in (first, second, end):
+        each.close()
+    control.close()
 
 
 async def test_the_launchers_death_is_noticed(link: Link, control: Control) -> None:

@@ -6,21 +6,21 @@ import json
 import os
 import socket
 import stat
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from tests.platform.launched import has_ended
 
 from trivet.errors import PlatformError, SettingsError
-from trivet.launcher import announce, folders, listeners, processes
+from trivet.launcher import announce, folders, listeners, processes, services
 from trivet.launcher.announce import PlatformState
 from trivet.launcher.identities import identities
 from trivet.launcher.processes import ServiceSpec
 from trivet.launcher.refusals import AlreadyUp, PortTaken, Unusable, exit_code
 from trivet.launcher.restarts import Restarts, spoken
 from trivet.runtimes import Runtime
-from trivet.settings import Settings
-from trivet_worker import wire
+from trivet.settings import Settings, read_settings
 
 # -------------------------------------------------------------------------- listeners
 
@@ -188,6 +188,7 @@ STATE = PlatformState(
     ports={"aws": 4566, "http": 8080},
     runtimes=(Runtime(name="python3.11", kind="python", program="/python", version="3.11.7"),),
     isolation="L0",
+    isolation_level="L0",
     isolation_bits=7,
     valkey="9.1.2",
     lanes={"express": "embedded", "durable": "external"},
@@ -207,22 +208,6 @@ def test_the_banner_says_where_and_what_and_gives_a_command_that_works() -> None
     assert json.loads(STATE.to_json())["runtimes"][0]["name"] == "python3.11"
 
 
-def test_the_isolation_is_called_what_it_is() -> None:
-    pid, mount, uid, user = (
-        wire.ISOLATION_PID,
-        wire.ISOLATION_MOUNT,
-        wire.ISOLATION_UID,
-        wire.ISOLATION_USER,
-    )
-    assert announce.isolation_text(pid | mount | uid) == (
-        "L0  own uid, PID namespace and mounts; not yet for hostile code"
-    )
-    assert announce.isolation_text(pid | mount | user) == (
-        "L0  own PID namespace and mounts through a user namespace; not yet for hostile code"
-    )
-    assert announce.isolation_text(0) == "L0  separate processes only; not for hostile code"
-
-
 def test_what_a_part_said_cannot_steer_the_terminal() -> None:
     assert announce.one_line("a\x1b[31mb\nc\r\n") == "a [31mb c"
 
@@ -231,3 +216,58 @@ def test_a_refusal_is_one_line_of_json() -> None:
     told = announce.refusal_json(PlatformError("no\nluck", hint="try again"))
     assert "\n" not in told
     assert json.loads(told) == {"error": "no\nluck", "hint": "try again", "exit_code": 70}
+
+
+# --------------------------------------------------------------------------- servants
+
+
+def test_a_python_zygote_shows_functions_what_aws_has_installed() -> None:
+    python = Runtime(name="python3.11", kind="python", program="/python", version="3.11.7")
+    node = Runtime(name="nodejs20.x", kind="node", program="/node", version="20")
+    first, second = (each.spec.argv for each in services.zygote_specs((python, node), ("/a", "/b")))
+    shown = [Path(path) for path in first[first.index("--libraries") + 1].split(":")]
+    assert {"botocore", "jmespath", "dateutil", "urllib3", "six.py"} <= {p.name for p in shown}
+    assert all(path.exists() for path in shown)
+    assert "--libraries" not in second
+    assert all(argv[argv.index("--cgroups") + 1] == "/a:/b" for argv in (first, second))
+    (bare,) = services.zygote_specs((python,), ())
+    assert "--cgroups" not in bare.spec.argv
+
+
+def test_the_provisioner_gets_what_the_operator_opened_and_no_more(tmp_path: Path) -> None:
+    settings = Settings(
+        data=str(tmp_path),
+        egress="api.example.com 198.51.100.0/24:443",
+        egress_allow="10.0.0.0/8:5432 [fd00::/8]",
+    )
+    argv = services.provisioner_spec(settings).spec.argv
+    opened = [after for word, after in pairwise(argv) if word == "--open"]
+    assert opened == ["10.0.0.0/8:5432-5432", "198.51.100.0/24:443-443"]
+    assert argv[argv.index("--egress") + 1] == "some"
+    assert argv[argv.index("--scratch-folder") + 1] == str(tmp_path / "scratch")
+    other = services.provisioner_spec(Settings(data="/", egress="none", scratch="memory"))
+    assert "--scratch-folder" not in other.spec.argv
+    assert other.spec.argv[other.spec.argv.index("--egress") + 1] == "none"
+    assert argv[argv.index("--name") + 1] != other.spec.argv[other.spec.argv.index("--name") + 1]
+    assert other.without_it
+
+
+# --------------------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("egress", "example"),
+        ("egress", "internet api.example.com"),
+        ("egress_allow", "api.example.com"),
+        ("network_range", "8.8.0.0/16"),
+        ("network_range", "10.0.0.0/24"),
+        ("network_range", "10.0.0.1/16"),
+        ("network_range", "fd00::/8"),
+        ("service_endpoints", "dynamodb"),
+    ],
+)
+def test_settings_of_the_network_are_read_before_anything_starts(name: str, text: str) -> None:
+    with pytest.raises(SettingsError):
+        read_settings(flags={name: text}, variables={})

@@ -11,9 +11,12 @@ import subprocess
 import sys
 import urllib.parse
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from tests.platform.launched import DEADLINE_S, GOOD, Launched, has_ended
+
+from trivet.launcher.hierarchies import survey
 
 
 @pytest.fixture
@@ -30,6 +33,11 @@ def ended(process: subprocess.Popen[bytes]) -> int:
     return process.wait(DEADLINE_S)
 
 
+def asked_to_end(launched: Launched, process: subprocess.Popen[bytes]) -> int:
+    process.send_signal(signal.SIGTERM)
+    return launched.ended(process)
+
+
 def left_in_run(launched: Launched) -> list[str]:
     """What a platform that ended leaves in the run folder, but its parts' last words."""
     return sorted(path.name for path in launched.run.iterdir() if path.suffix != ".log")
@@ -42,7 +50,8 @@ def test_it_says_what_it_serves_when_all_parts_are_ready(launched: Launched) -> 
     process = launched.start()
     state = launched.told(process)
     assert state["pid"] == process.pid
-    assert state["isolation"] == "L0  own uid and PID namespace; not yet for hostile code"
+    assert state["isolation"] == "L0  own uid, PID namespace; not for hostile code"
+    assert state["isolation_level"] == "L0"
     assert state["lanes"] == {"express": "embedded", "durable": "embedded"}
     assert state["valkey"][0].isdigit()
     assert state["runtimes"][0]["kind"] == "python"
@@ -63,7 +72,10 @@ def test_a_part_gets_its_descriptors_and_variables_and_no_others(launched: Launc
         assert sorted(listeners) == (["aws", "http"] if name == "gateway" else [])
         assert part["descriptors"] == sorted({0, 1, 2, control, *listeners.values()})
         expected = {"PATH", "LANG", "HOME", "TRIVET_CONTROL_FD", "REPORT_TO"}
-        assert set(part["environment"]) - {"TRIVET_LISTEN_JSON", "LC_CTYPE"} == expected
+        assert (
+            set(part["environment"]) - {"TRIVET_LISTEN_JSON", "TRIVET_CGROUPS_JSON", "LC_CTYPE"}
+            == expected
+        )
         assert part["session"] == part["pid"]
     # Its two ends beside the standard three.
     assert len(launched.event_of("zygote", "started")["descriptors"]) == 5
@@ -179,6 +191,199 @@ def test_a_killed_server_is_replaced(launched: Launched, lane: str) -> None:
     assert line in launched.said().splitlines()
     assert launched.count("gateway", "started") == 1
     assert ended(process) == 0
+
+
+# -------------------------------------------------------------------------------- peers
+
+
+def test_gateway_and_supervisor_are_joined_anew_when_one_of_them_was_killed(
+    launched: Launched,
+) -> None:
+    launched.up()
+
+    def pid(name: str) -> int:
+        return int(launched.event_of(name, "started")["pid"])
+
+    def joined(gateway: int, supervisor: int) -> None:
+        """Each has heard the other, on a link that nobody else is on."""
+        heard = {(gateway, f"supervisor {supervisor}"), (supervisor, f"gateway {gateway}")}
+        while heard - {(e["pid"], e["text"]) for e in launched.events if e["event"] == "heard"}:
+            launched.wait()
+
+    gateway, supervisor = pid("gateway"), pid("supervisor")
+    joined(gateway, supervisor)
+    os.kill(gateway, signal.SIGKILL)
+    successor = launched.successor("gateway", gateway)
+    joined(successor, supervisor)
+    os.kill(supervisor, signal.SIGKILL)
+    joined(successor, launched.successor("supervisor", supervisor))
+    gone = [(e["name"], e["peer"]) for e in launched.events if e["event"] == "peer gone"]
+    assert gone[:2] == [("supervisor", "gateway"), ("gateway", "supervisor")]
+
+
+WITH_PROVISIONER = {**GOOD, "provisioner": "good"}
+
+
+def test_the_provisioner_serves_the_supervisor_and_ends_with_it(launched: Launched) -> None:
+    process = launched.up(WITH_PROVISIONER)
+    first = launched.event_of("provisioner", "heard")
+    supervisor = launched.event_of("supervisor", "started")["pid"]
+    assert first["text"] == f"supervisor {supervisor}"
+    assert len(launched.event_of("provisioner", "started")["descriptors"]) == 5
+    os.kill(supervisor, signal.SIGKILL)
+    assert has_ended(first["pid"])
+    second = launched.heard_by_another("provisioner", first["pid"])
+    assert second["text"] == f"supervisor {launched.successor('supervisor', supervisor)}"
+    os.kill(second["pid"], signal.SIGKILL)
+    launched.heard_by_another("provisioner", second["pid"])
+    assert launched.count("supervisor", "started") == 2
+    assert asked_to_end(launched, process) == 0
+
+
+@pytest.mark.parametrize("behaviour", ["unusable", "broken"])
+def test_a_platform_without_a_provisioner_serves_and_says_what_is_lost(
+    launched: Launched, behaviour: str
+) -> None:
+    process = launched.up({**GOOD, "provisioner": behaviour})
+    launched.event_of("provisioner", "started")
+    if behaviour == "broken":
+        while launched.count("provisioner", "started") < 2:
+            launched.wait()
+    else:
+        launched.until_said("there is no provisioner")
+    assert asked_to_end(launched, process) == 0
+    lines = [line for line in launched.said().splitlines() if "provisioner" in line]
+    if behaviour == "unusable":
+        assert lines == ["! there is no provisioner: this kernel has no bridges; nobody misses it"]
+    else:
+        what = "! provisioner ended (status 1), started again"
+        assert lines[0] == f"{what} at once; it said: the moon is in the wrong house"
+
+
+# ---------------------------------------------------------------------------- isolation
+
+
+def test_below_the_least_isolation_nothing_is_served(launched: Launched) -> None:
+    launched.change(isolation_minimum="L2")
+    process = launched.start()
+    told = launched.told(process)
+    assert told["error"] == (
+        "functions would be isolated to L0 only, and L2 is the minimum; they lack mounts of their"
+        " own, a network of their own, a filter of system calls (seccomp)"
+    )
+    assert "TRIVET_ISOLATION_MINIMUM=L0 " in told["hint"]
+    assert told["exit_code"] == launched.ended(process) == 78
+    assert left_in_run(launched) == ["lock"]
+
+
+JAILED = {**GOOD, "supervisor": "jailed"}
+FALLING = {**GOOD, "supervisor": "falling"}
+
+
+def test_enough_isolation_is_served_and_told(launched: Launched) -> None:
+    launched.change(isolation_minimum="L3")
+    process = launched.start(JAILED)
+    state = launched.told(process)
+    assert (state["isolation_level"], state["isolation_bits"]) == ("L3", 255)
+    assert state["isolation"].startswith("L3  own uid, user, PID, mount, network, IPC, UTS and")
+    assert asked_to_end(launched, process) == 0
+
+
+def test_a_zygote_that_comes_back_with_less_ends_a_platform_that_may_not_have_less(
+    launched: Launched,
+) -> None:
+    launched.change(isolation_minimum="L3")
+    process = launched.up(FALLING)
+    os.kill(launched.event_of("zygote", "started")["pid"], signal.SIGKILL)
+    assert launched.ended(process) == 78
+    assert "error: functions would be isolated to L1 only, and L3 is" in launched.said()
+    assert all(has_ended(pid) for pid in launched.pids())
+
+
+def test_a_zygote_that_comes_back_with_less_is_told_where_that_may_be(launched: Launched) -> None:
+    process = launched.up(FALLING)
+    os.kill(launched.event_of("zygote", "started")["pid"], signal.SIGKILL)
+    launched.event("supervisor", "zygote")
+    launched.event("environment", "started")
+    launched.until_said("the isolation of functions is now L1  seccomp, Landlock")
+    state = json.loads((launched.run / "platform.json").read_text())
+    assert state["isolation_level"] == "L1"
+    assert asked_to_end(launched, process) == 0
+
+
+# ------------------------------------------------------------------------------ cgroups
+
+
+def bases(launched: Launched) -> list[Path]:
+    """Where the supervisor may make cgroups."""
+    told = json.loads(
+        launched.event_of("supervisor", "started")["environment"]["TRIVET_CGROUPS_JSON"]
+    )
+    return [Path(path) for path in dict.fromkeys(told["paths"].values())]
+
+
+def enclosed(launched: Launched, pid: int) -> list[Path]:
+    """Cgroups that now hold the process `pid`, which is frozen in them."""
+    folders = [base / "100000" for base in bases(launched)]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "cgroup.procs").write_text(str(pid))
+    for folder in folders:
+        for name, word in (("freezer.state", "FROZEN"), ("cgroup.freeze", "1")):
+            if (folder / name).exists():
+                (folder / name).write_text(word)
+    return folders
+
+
+with_cgroups = pytest.mark.skipif(
+    os.geteuid() != 0 or bool(survey().reason), reason="no cgroups can be made here"
+)
+
+
+@with_cgroups
+def test_the_supervisor_gets_cgroups_that_go_with_the_platform(launched: Launched) -> None:
+    process = launched.up()
+    found = bases(launched)
+    owner = launched.settings.service_uid + 1
+    assert {base.stat().st_uid for base in found} == {owner}
+    for name in ("launcher", "gateway", "supervisor", "zygote"):
+        pid = process.pid if name == "launcher" else launched.event_of(name, "started")["pid"]
+        memberships = Path(f"/proc/{pid}/cgroup").read_text()
+        assert not any(base.name in memberships for base in found)
+    assert asked_to_end(launched, process) == 0
+    assert not any(base.exists() for base in found)
+
+
+@with_cgroups
+def test_environments_that_are_frozen_go_with_their_supervisor(launched: Launched) -> None:
+    launched.up()
+    environment = launched.event("environment", "started")["pid"]
+    folders = enclosed(launched, environment)
+    supervisor = launched.event_of("supervisor", "started")["pid"]
+    os.kill(supervisor, signal.SIGKILL)
+    assert has_ended(environment)
+    launched.successor("supervisor", supervisor)
+    assert not any(folder.exists() for folder in folders)
+    # Else it waited for what could not end, until it was killed.
+    assert launched.count("zygote", "ended") == 1
+    assert all(base.exists() for base in bases(launched))
+
+
+@with_cgroups
+def test_a_frozen_environment_of_a_killed_launcher_ends_with_the_next_one(
+    launched: Launched,
+) -> None:
+    process = launched.up()
+    environment = launched.event("environment", "started")["pid"]
+    folders = enclosed(launched, environment)
+    os.kill(launched.event_of("zygote", "started")["pid"], signal.SIGKILL)
+    process.send_signal(signal.SIGKILL)
+    process.wait(DEADLINE_S)
+    os.kill(environment, 0)  # the kernel keeps it
+    second = launched.up()
+    assert has_ended(environment)
+    assert not any(folder.exists() for folder in folders)
+    assert asked_to_end(launched, second) == 0
 
 
 # ------------------------------------------------------------------------------- ending

@@ -101,14 +101,25 @@ async def test_all_is_well_once_a_supervisor_reports(durable: Redis, durable_soc
     status, kind, body = await got(front, "/health")
     assert (status, kind) == (503, "application/json")
     lanes = {"express": "unserved", "durable": "ok"}
-    assert json.loads(body) == {"status": "degraded", "isolation": "unknown", "lanes": lanes}
+    unknown = {"level": "unknown"}
+    assert json.loads(body) == {"status": "degraded", "isolation": unknown, "lanes": lanes}
     await reported(durable_socket, "a", wire.ISOLATION_PID | wire.ISOLATION_UID)
     await reported(durable_socket, "b", wire.ISOLATION_PID)
     status, _, body = await got(front, "/health")
     assert status == 200
     assert json.loads(body) == {
         "status": "ok",
-        "isolation": "L0  own PID namespace; not yet for hostile code",  # what holds on both
+        "isolation": {  # what holds on both
+            "level": "L0",
+            "text": "L0  own PID namespace; not for hostile code",
+            "missing": [
+                "a uid or user namespace of their own",
+                "mounts of their own",
+                "a network of their own",
+                "a filter of system calls (seccomp)",
+            ],
+            "runtimes": {},
+        },
         "lanes": {"express": "ok", "durable": "ok"},
     }
     assert 0 < await durable.ttl(keys.report("a")) <= 5
@@ -132,7 +143,7 @@ async def test_metrics_hold_what_gateway_and_supervisors_count(
     durable: Redis, durable_socket: str
 ) -> None:
     await reported(durable_socket, "a", 0)
-    await reported(durable_socket, "b", 0)
+    await reported(durable_socket, "b", wire.ISOLATION_SECCOMP | wire.ISOLATION_LANDLOCK)
     status, kind, body = await got(front_of(durable_socket, durable_socket), "/metrics")
     assert (status, kind) == (200, "text/plain; version=0.0.4; charset=utf-8")
     lines = set(body.splitlines())
@@ -152,6 +163,8 @@ async def test_metrics_hold_what_gateway_and_supervisors_count(
         'trivet_published_total{lane="express"} 7',
         'trivet_publish_batches_total{lane="express"} 3',
         'trivet_lane_up{lane="durable"} 1',
+        'trivet_isolation_level{node="a"} 0',
+        'trivet_isolation_level{node="b"} 1',
         'trivet_queue_age_seconds{lane="durable"} 0',
     }
     types = [line.split()[2] for line in body.splitlines() if line.startswith("# TYPE")]

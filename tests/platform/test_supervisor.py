@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
-import anyio.abc
 import pytest
 from redis.asyncio import Redis
-from tests.platform.supervised import RUNTIME, Supervised, settle, until
+from tests.platform.supervised import RUNTIME, Make, Supervised, settle, supervising, until
 
+from trivet.supervisor import fleet as fleets
 from trivet.supervisor.deadlines import Deadlines, clear
 from trivet_worker import wire
 
@@ -25,25 +24,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
-Make = Callable[..., Supervised]
-
 
 @pytest.fixture
 async def make(tmp_path: Path, durable: Redis) -> AsyncIterator[Make]:
-    made: list[Supervised] = []
-
-    def supervised(**settings: Any) -> Supervised:
-        made.append(Supervised(tmp_path, durable, tasks, **settings))
-        return made[-1]
-
-    async with anyio.create_task_group() as tasks:
-        yield supervised
-        for each in made:
-            await each.close()
-        await settle()
-        tasks.cancel_scope.cancel()
-    made.clear()
-    gc.collect()
+    async with supervising(tmp_path, durable) as make:
+        yield make
 
 
 async def test_an_event_is_answered(make: Make) -> None:
@@ -352,6 +337,20 @@ async def test_deadlines_that_were_cleared_are_forgotten_long_before_their_time(
     for _ in range(20_000):
         clear(deadlines.after(900, lambda: None))
     assert len(deadlines._heap) < 10_000
+
+
+async def test_an_idle_environment_is_retired_before_its_credentials_expire(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = make()
+    version = await host.deploy()
+    zygote = host.attach()
+    await settle()
+    await host.warm(version, zygote)
+    fleet = host.dispatcher._fleets[version.function, version.key]
+    assert fleet.retire(idle_before=0) == 0
+    monkeypatch.setattr(fleets, "OLDEST_S", 0)
+    assert fleet.retire(idle_before=0) == 1
 
 
 # ---------------------------------------------------------------------- sharing the host

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,10 @@ _ENTRY = (
 _AS_NOBODY = """
 import os, sys
 sys.path.insert(0, {root!r})
-from trivet_worker import isolation, kernel
+from trivet_worker import kernel, view
 kernel.unshare(kernel.CLONE_NEWNS)
 kernel.make_private("/")
-isolation.make_reachable({needed!r})
+{reach}
 os.setgroups([])
 os.setresgid({uid}, {uid}, {uid})
 os.setresuid({uid}, {uid}, {uid})
@@ -53,6 +53,25 @@ os.chdir("/")
 os.execve(sys.executable, [sys.executable, *sys.argv[1:]], {{}})
 """
 
+
+# An interpreter often lives in a home that only its owner may enter. Such a folder is covered by an
+# empty one, in which the needed folders appear at their old paths.
+_REACH = """
+def closed(path):
+    parts = path.strip("/").split("/")
+    for depth in range(1, len(parts)):
+        folder = "/" + "/".join(parts[:depth])
+        if not os.stat(folder).st_mode & 0o001:
+            return folder
+
+needed = view.outermost({needed!r})
+for folder in sorted(set(map(closed, needed)) - {{None}}):
+    trees = [(path, view.clone(path)) for path in needed if view.is_inside(path, folder)]
+    kernel.mount("tmpfs", folder, 0, "mode=755,size=1m")
+    view.keep_visible(trees)
+"""
+
+_DOORS = (wire.DOOR_AWS, wire.DOOR_NAMES, wire.DOOR_RUNTIME)
 
 # As on a machine that refuses user namespaces: the last one allows no further one, and running a
 # program takes the power away that came with it.
@@ -98,8 +117,10 @@ class Environment:
     number: int
     channel: socket.socket
     log_fd: int
+    uid: int = 0
     pid: int = 0
     pidfd: int = -1
+    doors: dict[int, socket.socket] = field(default_factory=dict)  # by DOOR_* bit
     attempts: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def init(
@@ -175,6 +196,8 @@ class Environment:
 
     def close(self) -> None:
         self.channel.close()
+        for door in self.doors.values():
+            door.close()
         os.close(self.log_fd)
         if self.pidfd >= 0:
             os.close(self.pidfd)
@@ -207,7 +230,7 @@ class Zygote:
         socket.send_fds(self.commands, [message], descriptors)
 
     def receive(self) -> Message:
-        data, descriptors, _, _ = socket.recv_fds(self.commands, 64, 4)
+        data, descriptors, _, _ = socket.recv_fds(self.commands, 64, wire.MOST_DESCRIPTORS)
         if not data:
             raise EOFError("the zygote closed its socket")
         kind, number, first, second = wire.COMMAND.unpack(data)
@@ -223,32 +246,72 @@ class Zygote:
             message = self.receive()
             if (message.kind, message.number) == (kind, number):
                 return message
-            assert message.kind != wire.REFUSED, os.strerror(message.first)
+            refused = (message.kind, message.number) == (wire.REFUSED, number)
+            assert not refused, os.strerror(message.first)
             self.unread.append(message)
 
-    def spawn(self, code: Path | None) -> Environment:
-        environment = self.send_spawn(code)
+    def refused(self, number: int) -> Message:
+        """The next message, which must be about `number`, but for what garbage was answered."""
+        while (message := self.receive()).number != number:
+            assert message.kind == wire.REFUSED
+        assert message.kind == wire.REFUSED
+        return message
+
+    def spawn(self, code: Path | None, **given: Any) -> Environment:
+        """An environment that has started; see `send_spawn` for what it may be given."""
+        return self.started(self.send_spawn(code, **given))
+
+    def started(self, environment: Environment) -> Environment:
+        """Wait for one that was asked for by `send_spawn`."""
         started = self.expect(wire.STARTED, environment.number)
         environment.pid = started.first
-        (environment.pidfd,) = started.descriptors
+        environment.pidfd, *doors = started.descriptors
+        bits = [bit for bit in _DOORS if started.second & bit]
+        environment.doors = {
+            bit: socket.socket(fileno=door) for bit, door in zip(bits, doors, strict=True)
+        }
         return environment
 
-    def send_spawn(self, code: Path | None, uid: int | None = None) -> Environment:
+    def send_spawn(
+        self,
+        code: Path | None,
+        uid: int | None = None,
+        *,
+        layers: Path | None = None,
+        network: int = -1,
+        scratch: int = -1,
+        joins_cgroup: bool = False,
+        is_custom: bool = False,
+        tmp_mb: int = 0,
+    ) -> Environment:
+        """`network` and `scratch` are descriptors, which stay the caller's."""
         ours, theirs = socket.socketpair()
         ours.settimeout(DEADLINE_S)
         reader, writer = os.pipe()
         descriptors = [theirs.fileno(), writer]
-        if code is not None:
-            descriptors.append(os.open(code, os.O_PATH | os.O_DIRECTORY))
-        environment = Environment(self, next(self.numbers), ours, reader)
+        given = tmp_mb << 8
+        for bit, folder in ((wire.WITH_CODE, code), (wire.WITH_LAYERS, layers)):
+            if folder is not None:
+                descriptors.append(os.open(folder, os.O_PATH | os.O_DIRECTORY))
+                given |= bit
+        for bit, lent in ((wire.WITH_NETWORK, network), (wire.WITH_SCRATCH, scratch)):
+            if lent >= 0:
+                descriptors.append(os.dup(lent))
+                given |= bit
+        given |= wire.WITH_CGROUP * joins_cgroup | wire.AS_CUSTOM * is_custom
         chosen = next(self.uids) if uid is None else uid
-        given = 0 if code is None else wire.WITH_CODE
+        environment = Environment(self, next(self.numbers), ours, reader, chosen)
         self.command(wire.SPAWN, environment.number, chosen, tuple(descriptors), given)
         theirs.close()
         for descriptor in descriptors[1:]:
             os.close(descriptor)
         self.environments.append(environment)
         return environment
+
+    def adopt(self, environment: Environment) -> None:
+        """Tell this zygote of an environment whose own has died."""
+        pidfd = (environment.pidfd,)
+        self.command(wire.ADOPT, environment.number, environment.uid, pidfd)
 
     def fill(self, cell: Environment, code: Path) -> None:
         folder = os.open(code, os.O_PATH | os.O_DIRECTORY)
@@ -265,13 +328,21 @@ class Zygote:
 
 
 def start_zygote(
-    *, kind: str = "python", as_user: bool = False, without_namespaces: bool = False
+    *,
+    kind: str = "python",
+    as_user: bool = False,
+    without_namespaces: bool = False,
+    without: int = 0,
+    cgroups: Sequence[str] = (),
+    libraries: Sequence[str] = (),
 ) -> Zygote:
+    """`without`: ISOLATION_* bits to leave out. `cgroups`: folders that hold the environments'."""
     ours, commands = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     launcher, parent = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(DEADLINE_S)
     options = ["--commands", str(commands.fileno()), "--parent", str(parent.fileno())]
-    options += ["--kind", kind]
+    options += ["--kind", kind, "--without", str(without)]
+    options += ["--cgroups", ":".join(cgroups), "--libraries", ":".join(libraries)]
     if kind == "node":
         options += ["--program", str(NODE), "--bootstrap", str(BOOTSTRAP)]
     arguments = ["-I", "-c", _ENTRY.format(root=str(WORKERS)), *options]
@@ -280,7 +351,8 @@ def start_zygote(
     if as_user and is_root:
         needed = [sys.base_prefix, sys.prefix, str(WORKERS), str(NODE.parent)]
         more = _WITHOUT_NAMESPACES.format(uid=NOBODY) if without_namespaces else ""
-        script = _AS_NOBODY.format(root=str(WORKERS), needed=needed, uid=NOBODY, more=more)
+        reach = _REACH.format(needed=needed)
+        script = _AS_NOBODY.format(root=str(WORKERS), reach=reach, uid=NOBODY, more=more)
         arguments = ["-I", "-c", script, *arguments]
     process = subprocess.Popen(
         [sys.executable, *arguments],

@@ -202,3 +202,52 @@ def test_two_environments_have_random_numbers_of_their_own(run: Run) -> None:
     first, second = (run(source).invoke().json for _ in range(2))
     assert first[0] != second[0]
     assert first[1] != second[1]
+
+
+def test_what_the_zygote_rehearsed_leaves_no_trace(zygote: Zygote, code: Code) -> None:
+    environment = zygote.spawn(
+        code(
+            "import logging, sys\n"
+            "def handler(event, context):\n"
+            "    return ['sample' in sys.modules, [p for p in sys.path_importer_cache\n"
+            "            if 'trivet_worker' in p], len(logging.getLogger().handlers)]\n"
+        )
+    )
+    environment.init()
+    assert environment.invoke().json == [False, [], 1]
+    assert environment.log() == ""
+
+
+def test_a_log_level_is_the_functions_own(zygote: Zygote, code: Code) -> None:
+    source = "import logging\ndef handler(event, context): return logging.getLogger().level\n"
+    folder = code(source)
+    levels = []
+    for variables in ({}, {"AWS_LAMBDA_LOG_LEVEL": "debug"}, {}):
+        environment = zygote.spawn(folder)
+        environment.init(variables=variables)
+        levels.append(environment.invoke().json)
+    assert levels == [30, 10, 30]
+
+
+def test_forks_of_one_zygote_are_different(run: Run) -> None:
+    source = (
+        "import os, random, threading\n"
+        "def handler(event, context):\n"
+        "    reader, writer = os.pipe()\n"
+        "    if os.fork() == 0:\n"
+        "        os.write(writer, str(random.random()).encode())\n"
+        "        os._exit(0)\n"
+        "    os.wait()\n"
+        "    main = threading.main_thread()\n"
+        "    drawn = [float(os.read(reader, 100)), random.random()]\n"
+        "    return [drawn, main.native_id == threading.get_native_id(), main.ident]\n"
+    )
+    found = [run(source).invoke().json for _ in range(3)]
+    drawn = [number for numbers, _, _ in found for number in numbers]
+    assert len(set(drawn)) == len(drawn)  # children of environments, too
+    assert all(is_itself for _, is_itself, _ in found)
+
+
+def test_code_is_not_compiled_in_vain(run: Run) -> None:
+    environment = run("import sys\ndef handler(event, context): return sys.dont_write_bytecode\n")
+    assert environment.invoke().json is True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import select
@@ -89,7 +90,7 @@ def test_many_environments_start_at_once(zygote: Zygote, code: Code) -> None:
     folder = code(_HELLO)
     environments = [zygote.send_spawn(folder) for _ in range(16)]
     for environment in environments:
-        (environment.pidfd,) = zygote.expect(wire.STARTED, environment.number).descriptors
+        zygote.started(environment)
     assert len({environment.pidfd for environment in environments}) == 16
     for environment in environments:
         environment.init()
@@ -107,7 +108,7 @@ def test_environments_outlive_a_killed_zygote_and_can_be_adopted(
     own_zygote.process.wait(DEADLINE_S)
     assert environment.invoke().json == "hello"
     successor = driver.start_zygote(as_user=os.geteuid() == 0 and next(own_zygote.uids) == 0)
-    successor.command(wire.ADOPT, environment.number, descriptors=(environment.pidfd,))
+    successor.adopt(environment)
     successor.command(wire.KILL, environment.number)
     assert has_ended(environment.pidfd)
     successor.close()
@@ -120,7 +121,7 @@ def test_an_adopted_environment_ends_with_its_new_zygote(own_zygote: Zygote, cod
     own_zygote.process.kill()
     own_zygote.process.wait(DEADLINE_S)
     successor = driver.start_zygote(as_user=os.geteuid() == 0 and next(own_zygote.uids) == 0)
-    successor.command(wire.ADOPT, environment.number, descriptors=(environment.pidfd,))
+    successor.adopt(environment)
     successor.close()
     assert has_ended(environment.pidfd)
 
@@ -167,8 +168,7 @@ def test_a_spawn_without_a_folder_is_refused(zygote: Zygote) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for number in range(5_000, 5_010):
         zygote.command(wire.SPAWN, number, next(zygote.uids), (null, null, null), wire.WITH_CODE)
-        message = zygote.receive()
-        assert (message.kind, message.number) == (wire.REFUSED, number)
+        message = zygote.refused(number)
         assert message.first > 0
     os.close(null)
 
@@ -184,8 +184,8 @@ def test_a_supervisor_that_does_not_read_holds_nothing_up(zygote: Zygote, code: 
     zygote.command(wire.KILL, environment.number)
     os.close(null)
     assert has_ended(environment.pidfd)
-    refused = [zygote.receive() for _ in range(count)]
-    assert [message.number for message in refused] == [*range(6_000, 6_000 + count)]
+    refused = [zygote.refused(number) for number in range(6_000, 6_000 + count)]
+    assert {message.first for message in refused} == {errno.EPERM}
     assert environment.exit_status() == -signal.SIGKILL
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trivet_worker import kernel
+from trivet_worker.isolation import Needs
 
 # An environment has 0 to 3, and one more while it is being made.
 _HIGHEST_RESERVED_FD = 4
@@ -26,10 +27,14 @@ class Options:
     kind: str
     program: str = ""
     bootstrap: str = ""
+    libraries: tuple[str, ...] = ()  # shown at /var/runtime
+    cgroups: tuple[str, ...] = ()  # folders that hold those of the environments
+    without: int = 0  # ISOLATION_* bits to leave out, for trials of lower levels
 
     @classmethod
     def parse(cls, argv: Sequence[str]) -> Options:
         given = dict(zip(argv[::2], argv[1::2]))
+        lists = {name: given.pop(f"--{name}", "") for name in ("libraries", "cgroups")}
         try:
             options = cls(
                 commands=int(given.pop("--commands")),
@@ -37,6 +42,8 @@ class Options:
                 kind=given.pop("--kind"),
                 program=given.pop("--program", ""),
                 bootstrap=given.pop("--bootstrap", ""),
+                without=int(given.pop("--without", "0")),
+                **{name: tuple(filter(None, text.split(":"))) for name, text in lists.items()},
             )
         except (KeyError, ValueError) as error:
             raise SystemExit(f"zygote: an option is missing or not a number: {error}") from None
@@ -46,11 +53,13 @@ class Options:
         return options
 
     @property
-    def needed_folders(self) -> tuple[str, ...]:
-        """What an environment must be able to read of the interpreter that it runs on."""
+    def needs(self) -> Needs:
+        """What an environment must be able to read: the interpreter that it runs on, and more."""
         if self.kind == "node":
-            return os.path.dirname(self.program), os.path.dirname(self.bootstrap)
-        return sys.base_prefix, sys.base_exec_prefix, sys.prefix, sys.exec_prefix
+            folders = [os.path.dirname(self.program), os.path.dirname(self.bootstrap)]
+        else:
+            folders = [sys.base_prefix, sys.base_exec_prefix, sys.prefix, sys.exec_prefix]
+        return Needs(tuple(folders), self.libraries, self.cgroups)
 
 
 def take_descriptors(*numbers: int) -> tuple[socket.socket, ...]:

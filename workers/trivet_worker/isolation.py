@@ -1,55 +1,74 @@
 """Isolation: how far an environment is kept apart, and the steps that put it there.
 
-A zygote establishes one level at its start, the strongest that a trial run survives, and says so.
+A zygote establishes one level at its start, the strongest that trial runs survive, and says so.
 From then on every environment gets exactly that level or is refused; none gets half of it.
 
-Two mount namespaces are involved. In the one called home, code folders are found. The view is
-made from it once: read-only, with the folders of other people hidden. Each environment takes a
-copy of the view and adds its own code, its own /tmp and its own /proc.
+What is the same for all is prepared once: the view of the root (see view.py), in a mount namespace
+that each environment copies, and the long system call filter. Code folders are found in the other
+mount namespace, called home, which the zygote itself stays in.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
+import socket
+import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from trivet_worker import kernel
+from trivet_worker import filters, kernel, landlock, view
 from trivet_worker.wire import (
+    AWS_PORT,
     CHANNEL_FD,
+    DOOR_AWS,
+    DOOR_NAMES,
+    DOOR_RUNTIME,
+    ISOLATION_CGROUP,
+    ISOLATION_LANDLOCK,
     ISOLATION_MOUNT,
+    ISOLATION_NETWORK,
     ISOLATION_PID,
+    ISOLATION_SECCOMP,
     ISOLATION_UID,
     ISOLATION_USER,
+    RUNTIME_PORT,
 )
 
-CODE_PATH = "/var/task"
-
-# AWS's default ephemeral storage. The inodes are bounded too: empty files cost kernel memory.
-_TMP_OPTIONS = "mode=1777,size=512m,nr_inodes=65536"
-_COVER_OPTIONS = "mode=755,size=1m"
-_OPEN_FILES = 1024  # as on AWS
-
-# What other people keep on this machine. A function finds nothing of it, but for the parts that
-# its interpreter needs.
-_HIDDEN_FOLDERS = ("/var", "/opt", "/home", "/root")
-# Some distributions keep the certificate store that /etc/ssl leads to under /var.
-_NEEDED_FOLDERS = ("/var/lib/ca-certificates",)
-
-_LEVELS_OF_ROOT = (
+_SPACES = ISOLATION_PID | ISOLATION_MOUNT | ISOLATION_NETWORK
+_SPACES_OF_ROOT = (
+    ISOLATION_UID | _SPACES,
     ISOLATION_UID | ISOLATION_PID | ISOLATION_MOUNT,
     ISOLATION_UID | ISOLATION_PID,
     ISOLATION_UID,
-    0,
 )
-_LEVELS_OF_OTHERS = (
+_SPACES_OF_OTHERS = (
+    ISOLATION_USER | _SPACES,
     ISOLATION_USER | ISOLATION_PID | ISOLATION_MOUNT,
     ISOLATION_USER | ISOLATION_PID,
-    0,
 )
+_EXTRAS = (ISOLATION_SECCOMP, ISOLATION_LANDLOCK, ISOLATION_CGROUP)
+
+_LIMITS = {
+    resource.RLIMIT_NOFILE: 1024,  # as on AWS
+    resource.RLIMIT_CORE: 0,
+    resource.RLIMIT_MEMLOCK: 65_536,
+    resource.RLIMIT_MSGQUEUE: 0,
+    resource.RLIMIT_NICE: 0,
+    resource.RLIMIT_RTPRIO: 0,
+    resource.RLIMIT_SIGPENDING: 1024,
+}
+_FOLDER_MODE = kernel.ATTR_RDONLY | kernel.ATTR_NOSUID | kernel.ATTR_NODEV
+_INODES_PER_MB = 128  # empty files cost kernel memory too
+DEFAULT_TMP_MB = 512
+
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP_RUNNING = 0x1 | 0x40
+
+_NOBODY = 65_534  # who trial environments run as: any id but root's will do
 
 
 @dataclass(frozen=True)
@@ -58,10 +77,25 @@ class Place:
 
     channel: int
     log: int
-    code: int | None  # None: a cell, whose code comes later
     null: int
-    failure: int  # stays open, close-on-exec, until the environment is complete
+    report: int  # stays open, close-on-exec, until the environment is complete
     uid: int
+    code: int = -1  # -1: a cell, whose code comes later
+    layers: int = -1
+    network: int = -1  # -1: an empty one of its own
+    scratch: int = -1  # -1: memory
+    tmp_mb: int = DEFAULT_TMP_MB
+    cgroup: str = ""  # its name; empty: stay in the zygote's
+    is_custom: bool = False
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What environments must find inside, and the cgroups that theirs are made below."""
+
+    folders: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
+    cgroups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,10 +103,12 @@ class Isolation:
     """An established level: ISOLATION_* bits, and what is needed to carry them out."""
 
     bits: int
-    needed: tuple[str, ...] = ()  # folders that an environment must find where they are now
+    needs: Needs = Needs()
     home: int = -1
     view: int = -1
     pids: int = -1
+    last_filter: bytes = b""
+    masks: tuple[tuple[str, str], ...] = ()
 
     def fork(self) -> int:
         """Fork a process that is to become an environment: PID 1 of its own namespace."""
@@ -90,102 +126,149 @@ class Isolation:
             kernel.join_namespaces(self.pids, kernel.CLONE_NEWPID)
         return pid
 
-    def enter(self, place: Place) -> None:
-        """Turn this forked process into an environment. What follows may be hostile code."""
+    def enter(self, place: Place, give: Callable[[int, Sequence[socket.socket]], None]) -> None:
+        """Turn this forked process into an environment. What follows may be hostile code.
+
+        `give(bits, sockets)` is told of the doors (DOOR_*) that were opened, if any.
+        """
         os.setsid()  # no terminal, and a group that one signal can reach
+        if place.cgroup:
+            for base in self.needs.cgroups:
+                _join_cgroup(f"{base}/{place.cgroup}")
         if self.bits & ISOLATION_MOUNT:
-            # First of all, for a folder can be copied only in the namespace that holds it.
-            tree = None if place.code is None else self._code_tree(place.code)
+            # Here, for a folder can be copied only in the namespace that holds it.
+            code, layers = (_folder_tree(f) if f >= 0 else -1 for f in (place.code, place.layers))
+            spaces = kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
             kernel.join_namespaces(self.view, kernel.CLONE_NEWNS)
-            kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC)
-            if tree is not None:
-                kernel.attach_tree(tree, CODE_PATH)
-            _cover("/tmp", self.needed, _TMP_OPTIONS)
-            kernel.mount("proc", "/proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
-            os.chdir(CODE_PATH)
-        elif place.code is not None:
-            os.fchdir(place.code)
+            kernel.unshare(spaces | kernel.CLONE_NEWCGROUP)
+            socket.sethostname(view.HOST_NAME)
+            self._attach_folders(code, layers)
+            self._show_tmp(place.scratch, place.tmp_mb)
+            kernel.mount("proc", "/proc", _PROC_FLAGS, "hidepid=invisible")
+            for shown, path in self.masks:
+                tree = view.clone(shown)
+                kernel.attach_tree(tree, path)
+                os.close(tree)
+            os.chdir(view.CODE_PATH)
+        elif place.code >= 0:
+            # By its path: a folder opened among other mounts has none that could be told here.
+            os.chdir(os.readlink(f"/proc/self/fd/{place.code}"))
+        if self.bits & ISOLATION_NETWORK:
+            _enter_network(place.network)
+            give(*_open_doors(place.is_custom))
+        for limit, value in _LIMITS.items():
+            resource.setrlimit(limit, (value, value))
+        if self.bits & ISOLATION_LANDLOCK:
+            if self.bits & ISOLATION_MOUNT:
+                rules = landlock.rules_of_a_view()
+            else:
+                rules = landlock.rules_of_the_host(self.needs.folders, place.code)
+            kernel.landlock_restrict(rules)
         _arrange_descriptors(place)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
         if self.bits & ISOLATION_UID:
             os.setresgid(place.uid, place.uid, place.uid)
             os.setresuid(place.uid, place.uid, place.uid)  # the capabilities go with it
         if self.bits & ISOLATION_USER:
             kernel.drop_capabilities()
         kernel.set_dumpable(True)  # the change of uid gave /proc/self to root
+        if self.last_filter:
+            kernel.set_filter(self.last_filter)
 
-    def fill(self, cell: int, code: int) -> None:
-        """Put `code` before the eyes of a waiting cell. Moves this process into its namespace."""
+    def fill(self, cell: int, code: int, layers: int) -> None:
+        """Put code and layers before the eyes of a waiting cell. Moves this process in with them.
+
+        Not another /tmp: the cell's rules of Landlock name the one that it has.
+        """
         if not self.bits & ISOLATION_MOUNT:
             return  # nothing hides the code: INIT says where it is
-        tree = self._code_tree(code)
+        trees = [_folder_tree(folder) if folder >= 0 else -1 for folder in (code, layers)]
         kernel.join_namespaces(cell, kernel.CLONE_NEWNS)
-        kernel.attach_tree(tree, CODE_PATH)
+        self._attach_folders(*trees)
 
-    def _code_tree(self, folder: int) -> int:
-        tree = _clone_anywhere(folder)
-        kernel.restrict_tree(tree, kernel.ATTR_RDONLY | kernel.ATTR_NOSUID | kernel.ATTR_NODEV)
-        return tree
+    def _attach_folders(self, code: int, layers: int) -> None:
+        for tree, path in ((code, view.CODE_PATH), (layers, view.LAYERS_PATH)):
+            if tree >= 0:
+                kernel.attach_tree(tree, path)
 
-
-def establish(needed: Sequence[str]) -> Isolation:
-    """The strongest level that works here. `needed` are folders that environments must reach."""
-    folders = tuple(_outermost((*needed, *_NEEDED_FOLDERS)))
-    levels = _LEVELS_OF_ROOT if os.geteuid() == 0 else _LEVELS_OF_OTHERS
-    for bits in levels[:-1]:
-        refusal = _try(bits, folders)
-        if not refusal:
-            return _prepare(bits, folders)
-        reason = os.strerror(refusal)
-        print(f"zygote: isolation level {bits} cannot be had here: {reason}", file=sys.stderr)
-    return _prepare(levels[-1], folders)
+    def _show_tmp(self, scratch: int, tmp_mb: int) -> None:
+        """Cover /tmp; what is needed from below it, if a clone lives there, stays visible."""
+        hidden = [path for path in self.needs.folders if view.is_inside(path, "/tmp")]
+        trees = [(path, view.clone(path)) for path in hidden]
+        if scratch >= 0:
+            kernel.attach_tree(scratch, "/tmp")
+        else:
+            options = f"mode=1777,size={tmp_mb}m,nr_inodes={tmp_mb * _INODES_PER_MB}"
+            kernel.mount("tmpfs", "/tmp", kernel.MS_NOSUID | kernel.MS_NODEV, options)
+        view.keep_visible(trees)
 
 
-def make_reachable(needed: Sequence[str]) -> None:
-    """In this process's own mounts, lead others to `needed` past folders that are closed to them.
-
-    An interpreter often lives in a home that only its owner may enter. Such a folder is covered
-    by an empty one, in which the needed folders appear at their old paths.
-    """
-    for folder in sorted({closed for path in needed for closed in _closed_folder(path)}):
-        _cover(folder, needed, _COVER_OPTIONS)
+_PROC_FLAGS = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
 
 
-def _try(bits: int, needed: tuple[str, ...]) -> int:
-    """0 if an environment can be brought up at this level, else why not. Changes nothing here."""
+def establish(needs: Needs, without: int = 0) -> Isolation:
+    """The strongest level that works here, leaving out the ISOLATION_* bits of `without`."""
+    needs = Needs(view.outermost(needs.folders), needs.libraries, needs.cgroups)
+    spaces = _SPACES_OF_ROOT if os.geteuid() == 0 else _SPACES_OF_OTHERS
+    bits = 0
+    for candidate in spaces:
+        if _works(candidate & ~without, needs):
+            bits = candidate & ~without
+            break
+    for extra in _EXTRAS:
+        if extra & ~without and _works(bits | extra, needs):
+            bits |= extra
+    return _prepare(bits, needs)
+
+
+def _works(bits: int, needs: Needs) -> bool:
+    """Whether an environment can be brought up at this level. Changes nothing here."""
+    if bits & ISOLATION_CGROUP and not (needs.cgroups and bits & ISOLATION_UID):
+        return False
     pid = os.fork()
     if pid == 0:
-        os._exit(_attempt(bits, needed))
+        os._exit(_attempt(bits, needs))
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return status if status >= 0 else errno.EPROTO
+    if status:
+        reason = os.strerror(status if status > 0 else errno.EPROTO)
+        print(f"zygote: isolation {bits} cannot be had here: {reason}", file=sys.stderr)
+    return status == 0
 
 
-def _attempt(bits: int, needed: tuple[str, ...]) -> int:
+def _attempt(bits: int, needs: Needs) -> int:
+    cgroup = f"trial-{os.getpid()}" if bits & ISOLATION_CGROUP else ""
+    trials = [f"{base}/{cgroup}" for base in needs.cgroups if cgroup]
     try:
-        isolation = _prepare(bits, needed)
+        for trial in trials:
+            os.makedirs(trial, exist_ok=True)
+        isolation = _prepare(bits, needs)
         code = os.open(os.path.dirname(__file__), os.O_PATH | os.O_DIRECTORY)
-        ends = [os.open(os.devnull, os.O_RDWR) for _ in range(4)]
+        channel, log, null, report = (os.open(os.devnull, os.O_RDWR) for _ in range(4))
         environment = isolation.fork()
         if environment == 0:
-            # Any id but root's will do; this one is nobody's everywhere.
-            place = Place(ends[0], ends[1], code, ends[2], ends[3], uid=65_534)
-            isolation.enter(place)
+            place = Place(channel, log, null, report, _NOBODY, code=code, cgroup=cgroup)
+            isolation.enter(place, lambda bits, sockets: None)
             return 0
         return os.waitstatus_to_exitcode(os.waitpid(environment, 0)[1])
     except OSError as error:
         return error.errno or errno.EPROTO
+    finally:
+        for trial in trials:
+            if os.path.isdir(trial):
+                os.rmdir(trial)
 
 
-def _prepare(bits: int, needed: tuple[str, ...]) -> Isolation:
+def _prepare(bits: int, needs: Needs) -> Isolation:
     """Bring this process to the level `bits`: once, and for all that it will fork."""
-    home = view = pids = -1
+    home = inside = pids = -1
+    last_filter = b""
     if bits & ISOLATION_USER:
         _own_user_namespace(bits)
     if bits & ISOLATION_MOUNT:
         home = os.open("/proc/self/ns/mnt", os.O_RDONLY)
         kernel.unshare(kernel.CLONE_NEWNS)
-        _build_view(needed)
-        view = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+        inside = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+        keeps_proc = bool(bits & ISOLATION_USER)
+        view.build(needs.folders, needs.libraries, keeps_proc=keeps_proc)
         kernel.join_namespaces(home, kernel.CLONE_NEWNS)
     if bits & ISOLATION_PID and not bits & ISOLATION_USER:
         pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
@@ -196,9 +279,16 @@ def _prepare(bits: int, needed: tuple[str, ...]) -> Isolation:
     kernel.forbid_new_privileges()
     if bits & ISOLATION_UID:
         os.setgroups([])
+        kernel.lock_root_out()
     if bits & (ISOLATION_UID | ISOLATION_USER):
         kernel.drop_bounding_set()
-    return Isolation(bits=bits, needed=needed, home=home, view=view, pids=pids)
+    if bits & ISOLATION_SECCOMP:
+        programs = filters.programs()
+        if programs is None:
+            raise OSError(errno.ENOSYS, "system call numbers are not known here")
+        first, last_filter = programs
+        kernel.set_filter(first)
+    return Isolation(bits, needs, home, inside, pids, last_filter, view.masks())
 
 
 def _own_user_namespace(bits: int) -> None:
@@ -213,55 +303,43 @@ def _own_user_namespace(bits: int) -> None:
         kernel.make_private("/")
 
 
-def _build_view(needed: Sequence[str]) -> None:
-    kernel.make_private("/")
-    make_reachable(needed)
-    for folder in _HIDDEN_FOLDERS:
-        if os.path.isdir(folder) and folder not in needed:
-            _cover(folder, needed, _COVER_OPTIONS)
-    os.mkdir(CODE_PATH)
-    root = os.open("/", os.O_PATH)
-    # Before any environment mounts its /tmp, which must stay writable.
-    kernel.restrict_tree(root, kernel.ATTR_RDONLY | kernel.ATTR_NOSUID)
-    os.close(root)
+def _join_cgroup(folder: str) -> None:
+    procs = os.open(f"{folder}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+    os.write(procs, b"0")  # this process
+    os.close(procs)
 
 
-def _cover(folder: str, needed: Sequence[str], options: str) -> None:
-    """Mount an empty filesystem over `folder`, in which `needed` folders stay where they were."""
-    kept = [path for path in needed if _is_inside(path, folder)]
-    trees: list[tuple[str, int]] = []
-    for path in kept:
-        original = os.open(path, os.O_PATH | os.O_DIRECTORY)
-        trees.append((path, kernel.clone_tree(original)))
-        os.close(original)
-    kernel.mount("tmpfs", folder, kernel.MS_NOSUID | kernel.MS_NODEV, options)
-    for path, tree in trees:
-        os.makedirs(path, mode=0o755)
-        kernel.attach_tree(tree, path)
-        os.close(tree)
+def _enter_network(network: int) -> None:
+    if network >= 0:
+        kernel.join_namespaces(network, kernel.CLONE_NEWNET)
+        return
+    kernel.unshare(kernel.CLONE_NEWNET)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("16sH14x", b"lo", _IFF_UP_RUNNING)
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, request)
 
 
-def _outermost(paths: Sequence[str]) -> Iterator[str]:
-    """The existing folders among `paths`, as named and as resolved, without those inside others."""
-    spellings = {form(path) for path in paths for form in (os.path.abspath, os.path.realpath)}
-    folders = sorted(path for path in spellings if os.path.isdir(path))
-    for folder in folders:
-        if not any(_is_inside(folder, other) for other in folders):
-            yield folder
+def _open_doors(is_custom: bool) -> tuple[int, list[socket.socket]]:
+    """Sockets bound inside, for those who serve them outside: DOOR_* bits, and in their order."""
+    aws = socket.socket()
+    # On every loopback address, and on nothing that leads out.
+    aws.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+    aws.bind(("0.0.0.0", AWS_PORT))
+    aws.listen()
+    names = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    names.bind(("127.0.0.1", 53))
+    if not is_custom:
+        return DOOR_AWS | DOOR_NAMES, [aws, names]
+    api = socket.socket()
+    api.bind(("127.0.0.1", RUNTIME_PORT))
+    api.listen()
+    return DOOR_AWS | DOOR_NAMES | DOOR_RUNTIME, [aws, names, api]
 
 
-def _is_inside(path: str, folder: str) -> bool:
-    return path != folder and path.startswith(folder.rstrip("/") + "/")
-
-
-def _closed_folder(path: str) -> Iterator[str]:
-    """The first folder on the way to `path` that others may not pass through, if any."""
-    parts = path.strip("/").split("/")
-    for depth in range(1, len(parts)):
-        folder = "/" + "/".join(parts[:depth])
-        if not os.stat(folder).st_mode & 0o001:
-            yield folder
-            return
+def _folder_tree(folder: int) -> int:
+    tree = _clone_anywhere(folder)
+    kernel.restrict_tree(tree, _FOLDER_MODE)
+    return tree
 
 
 def _clone_anywhere(folder: int) -> int:
@@ -280,13 +358,13 @@ def _clone_anywhere(folder: int) -> int:
 
 
 def _arrange_descriptors(place: Place) -> None:
-    """Exactly 0 to 3, and the one that reports a failure. All given ones are above them."""
+    """Exactly 0 to 3, and the one that reports. All given ones are above them."""
     os.dup2(place.null, 0)
     os.dup2(place.log, 1)
     os.dup2(place.log, 2)
     os.dup2(place.channel, CHANNEL_FD)
     os.set_blocking(CHANNEL_FD, True)
-    os.dup2(place.failure, CHANNEL_FD + 1, inheritable=False)
+    os.dup2(place.report, CHANNEL_FD + 1, inheritable=False)
     kernel.close_from(CHANNEL_FD + 2)
 
 

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 
 CLONE_NEWNS = 0x0002_0000
+CLONE_NEWCGROUP = 0x0200_0000
+CLONE_NEWUTS = 0x0400_0000
 CLONE_NEWIPC = 0x0800_0000
 CLONE_NEWUSER = 0x1000_0000
 CLONE_NEWPID = 0x2000_0000
+CLONE_NEWNET = 0x4000_0000
 
+MS_RDONLY = 0x1
 MS_NOSUID = 0x2
 MS_NODEV = 0x4
 MS_NOEXEC = 0x8
@@ -23,11 +28,15 @@ MS_PRIVATE = 0x4_0000
 ATTR_RDONLY = 0x1
 ATTR_NOSUID = 0x2
 ATTR_NODEV = 0x4
+ATTR_NOEXEC = 0x8
 
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
 _SYS_CLOSE_RANGE = 436
 _SYS_MOUNT_SETATTR = 442
+_SYS_LANDLOCK_CREATE = 444
+_SYS_LANDLOCK_ADD = 445
+_SYS_LANDLOCK_RESTRICT = 446
 
 _AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
@@ -35,10 +44,21 @@ _AT_RECURSIVE = 0x8000
 _OPEN_TREE_CLONE = 0x1
 _MOVE_MOUNT_FROM_EMPTY_PATH = 0x4
 
+_MNT_DETACH = 0x2
+
+_LANDLOCK_VERSION = 0x1
+_LANDLOCK_BENEATH = 1
+_LANDLOCK_PORT = 2
+
 _PR_SET_DUMPABLE = 4
+_PR_SET_SECCOMP = 22
 _PR_CAPBSET_DROP = 24
+_PR_SET_SECUREBITS = 28
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
+
+_SECCOMP_MODE_FILTER = 2
+_SECURE_NOROOT_LOCKED = 0x3
 
 _CAPABILITY_VERSION_3 = 0x2008_0522
 _LAST_DESCRIPTOR = 0xFFFF_FFFF
@@ -53,6 +73,10 @@ class _MountAttributes(ctypes.Structure):
         ("propagation", ctypes.c_uint64),
         ("user_namespace", ctypes.c_uint64),
     )
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("count", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
 
 def _checked(result: int, call: str) -> int:
@@ -113,6 +137,14 @@ def restrict_tree(tree: int, attributes: int) -> None:
     _checked(result, "mount_setattr")
 
 
+def pivot_root(folder: str) -> None:
+    """Make `folder`, a mount, the root; what was there before is gone from this namespace."""
+    os.chdir(folder)
+    _checked(_libc.pivot_root(b".", b"."), "pivot_root")
+    _checked(_libc.umount2(b".", _MNT_DETACH), "umount")
+    os.chdir("/")
+
+
 def attach_tree(tree: int, target: str) -> None:
     result = _libc.syscall(
         _SYS_MOVE_MOUNT,
@@ -157,6 +189,57 @@ def drop_bounding_set() -> None:
 def drop_capabilities() -> None:
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     _checked(_libc.capset(header, (ctypes.c_uint32 * 6)()), "capset")
+
+
+def lock_root_out() -> None:
+    """From here on uid 0 gets no capability by running a program, and nobody can undo that."""
+    _checked(_prctl(_PR_SET_SECUREBITS, _SECURE_NOROOT_LOCKED), "prctl securebits")
+
+
+def set_filter(program: bytes) -> None:
+    """Filter the system calls of this process and its children by classic BPF, for good."""
+    count = len(program) // 8
+    argument = ctypes.byref(_Program(count, program))
+    zero = ctypes.c_ulong(0)
+    mode = ctypes.c_ulong(_SECCOMP_MODE_FILTER)
+    _checked(_libc.prctl(_PR_SET_SECCOMP, mode, argument, zero, zero), "seccomp")
+
+
+def landlock_version() -> int:
+    """The version of Landlock's interface; 0 where there is none."""
+    flags = ctypes.c_uint32(_LANDLOCK_VERSION)
+    version: int = _libc.syscall(_SYS_LANDLOCK_CREATE, None, ctypes.c_size_t(0), flags)
+    return max(0, version)
+
+
+def landlock_create(files: int, network: int, scopes: int) -> int:
+    """A descriptor of rules: what none of them allows, of these kinds, will be denied."""
+    attributes = (ctypes.c_uint64 * 3)(files, network, scopes)
+    size = 8 if not network and not scopes else 16 if not scopes else 24
+    result = _libc.syscall(
+        _SYS_LANDLOCK_CREATE, ctypes.byref(attributes), ctypes.c_size_t(size), ctypes.c_uint32(0)
+    )
+    return _checked(result, "landlock_create_ruleset")
+
+
+def landlock_allow(rules: int, path: str, access: int) -> None:
+    """Allow `access` to `path` and all beneath it."""
+    folder = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    rule = struct.pack("=Qi", access, folder)
+    result = _libc.syscall(_SYS_LANDLOCK_ADD, rules, _LANDLOCK_BENEATH, rule, ctypes.c_uint32(0))
+    os.close(folder)
+    _checked(result, "landlock_add_rule")
+
+
+def landlock_allow_port(rules: int, port: int, access: int) -> None:
+    rule = struct.pack("=QQ", access, port)
+    result = _libc.syscall(_SYS_LANDLOCK_ADD, rules, _LANDLOCK_PORT, rule, ctypes.c_uint32(0))
+    _checked(result, "landlock_add_rule")
+
+
+def landlock_restrict(rules: int) -> None:
+    result = _libc.syscall(_SYS_LANDLOCK_RESTRICT, rules, ctypes.c_uint32(0))
+    _checked(result, "landlock_restrict_self")
 
 
 def overwrite(address: int, size: int) -> None:

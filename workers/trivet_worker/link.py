@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Sequence
 
 from trivet_worker.wire import COMMAND, MOST_DESCRIPTORS
 
 _DESCRIPTOR = struct.Struct("i")
 
 
-def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
+def receive(connection: socket.socket, size: int = COMMAND.size) -> tuple[bytes, list[int]]:
     """One message that has arrived, or BlockingIOError. Too many descriptors make it empty."""
     room = socket.CMSG_SPACE(MOST_DESCRIPTORS * _DESCRIPTOR.size)
     flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-    message, extras, state, _ = connection.recvmsg(COMMAND.size + 1, room, flags)
+    message, extras, state, _ = connection.recvmsg(size + 1, room, flags)
     descriptors: list[int] = []
     for level, kind, data in extras:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -26,6 +27,7 @@ def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
     return b"" if state & socket.MSG_CTRUNC else message, descriptors
 
 
-def send(connection: socket.socket, message: bytes, descriptor: int) -> None:
-    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTOR.pack(descriptor))
-    connection.sendmsg([message], [rights] if descriptor >= 0 else [], socket.MSG_DONTWAIT)
+def send(connection: socket.socket, message: bytes, descriptors: Sequence[int]) -> None:
+    packed = b"".join(map(_DESCRIPTOR.pack, descriptors))
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)
+    connection.sendmsg([message], [rights] if descriptors else [], socket.MSG_DONTWAIT)

@@ -20,7 +20,7 @@ MOST_DESCRIPTORS = 6  # beside one command
 # supervisor -> zygote. The id of a process is the supervisor's choice, at SPAWN, for good.
 SPAWN = 1  # numbers: uid to run as (0: keep), `WITH_*` | MB of /tmp << 8.  fds: channel, log pipe,
 #            then those that WITH_* names, in the order of its bits
-FILL = 2  # numbers: 0, `WITH_CODE` and more.  fds: those that it names.  For a waiting cell
+FILL = 2  # numbers: 0, `WITH_CODE` and perhaps `WITH_LAYERS`.  fds: those.  For a waiting cell
 KILL = 3  # numbers: signal (0: SIGKILL; or SIGSTOP, SIGCONT), 0
 ADOPT = 4  # numbers: uid, 0.  fds: pidfd.  A process of a zygote that died: end it with yourself
 
@@ -29,6 +29,7 @@ WITH_LAYERS = 2  # O_PATH folder, shown at /opt
 WITH_NETWORK = 4  # a network namespace to join; without it the environment gets an empty one
 WITH_SCRATCH = 8  # a detached mount, for /tmp; without it, memory
 WITH_CGROUP = 16  # no descriptor: join the cgroups that are named like the uid
+AS_CUSTOM = 32  # no descriptor: a custom runtime, whose own program is started
 
 # zygote -> supervisor
 READY = 16  # numbers: `PROTOCOL`, bits of ISOLATION_*

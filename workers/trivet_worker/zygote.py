@@ -16,19 +16,22 @@ import socket
 import struct
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 from trivet_worker import heritage, isolation, link
 from trivet_worker.heritage import Options
-from trivet_worker.isolation import Isolation, Place
+from trivet_worker.isolation import DEFAULT_TMP_MB, Isolation, Place
 from trivet_worker.wire import (
     ADOPT,
+    AS_CUSTOM,
     CHANNEL_FD,
     COMMAND,
     EXITED,
     FILL,
     FILLED,
+    ISOLATION_CGROUP,
     ISOLATION_PID,
     ISOLATION_UID,
     KILL,
@@ -37,14 +40,29 @@ from trivet_worker.wire import (
     REFUSED,
     SPAWN,
     STARTED,
+    WITH_CGROUP,
     WITH_CODE,
+    WITH_LAYERS,
+    WITH_NETWORK,
+    WITH_SCRATCH,
 )
 
-_FAILURE = struct.Struct("<i")  # the errno that kept an environment from being complete
-_FAILURE_FD = CHANNEL_FD + 1
+# What an environment in the making tells its zygote: DOOR_* bits with the sockets beside them, or
+# the errno that kept it from being complete. It is complete when the end of the pair closes.
+_REPORT = struct.Struct("<Ii")
+_REPORT_FD = CHANNEL_FD + 1
 
 # What KILL may send: the end, or a pause where nothing better can be had.
 _SIGNALS = (0, signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT)
+
+_GIVEN = {
+    WITH_CODE: "code",
+    WITH_LAYERS: "layers",
+    WITH_NETWORK: "network",
+    WITH_SCRATCH: "scratch",
+}
+
+_FURNITURE = WITH_CODE | WITH_LAYERS
 
 _READABLE = select.POLLIN | select.POLLRDHUP
 _COMMANDS_PER_TURN = 64
@@ -59,7 +77,9 @@ class Environment:
 
     number: int
     pidfd: int
-    failure: int  # read end; -1 once it is known whether the environment is complete
+    report: socket.socket | None  # None once it is known whether the environment is complete
+    doors: int = 0  # DOOR_* bits
+    door_fds: list[int] = field(default_factory=list)
     is_refused: bool = False
 
 
@@ -77,17 +97,19 @@ class Zygote:
         self._null = os.open(os.devnull, os.O_RDWR)
         self._environments: dict[int, Environment] = {}  # by pid
         self._fillers: dict[int, int] = {}  # pid of a helper: the cell it fills
-        self._failures: dict[int, int] = {}  # read end: pid
+        self._reports: dict[int, int] = {}  # descriptor of a report: pid
         self._adopted: dict[int, int] = {}  # pidfd: environment
         self._pidfds: dict[int, int] = {}  # what KILL and FILL may name, started here or adopted
-        self._outbox: deque[tuple[bytes, int]] = deque()  # no message: close the descriptor
+        # No message: only close the descriptors, which may belong to the message before.
+        self._outbox: deque[tuple[bytes, list[int]]] = deque()
         self._poll = select.poll()
         self._signals = heritage.signal_pipe()
         for descriptor in (commands.fileno(), parent.fileno(), self._signals):
             self._poll.register(descriptor, _READABLE)
 
     def serve(self) -> bool:
-        """Obey until the end. Returns True in each environment that is forked, once it is complete.
+        """Obey until the end. Returns in each environment that is forked, once it is complete:
+        whether it is to be a custom one.
 
         So an environment runs on a stack that holds nothing of its zygote.
         """
@@ -95,23 +117,24 @@ class Zygote:
         while True:
             for descriptor, events in self._poll.poll():
                 if descriptor == self._commands.fileno():
-                    if self._obey(is_over=bool(events & ~(select.POLLIN | select.POLLOUT))):
-                        return True
+                    place = self._obey(is_over=bool(events & ~(select.POLLIN | select.POLLOUT)))
+                    if place is not None:
+                        return place.is_custom
                 elif descriptor == self._parent.fileno():
                     if events != select.POLLIN:
                         self._end()
                     self._parent.recv(1)  # only its end has a meaning
                 elif descriptor == self._signals:
                     self._handle_signals()
-                elif descriptor in self._failures:
-                    self._settle(self._failures[descriptor])
+                elif descriptor in self._reports:
+                    self._settle(self._reports[descriptor])
                 elif descriptor in self._adopted:
                     self._forget_adopted(descriptor)
 
     # ------------------------------------------------------------------------- commands
 
-    def _obey(self, *, is_over: bool) -> bool:
-        """Carry out what was sent. True in an environment that this forked."""
+    def _obey(self, *, is_over: bool) -> Place | None:
+        """Carry out what was sent. In an environment that this forked: its place."""
         self._flush()
         while True:
             batch = self._receive()
@@ -119,12 +142,12 @@ class Zygote:
             # with it: the next command may kill what was adopted.
             batch.sort(key=lambda command: command[0][:1] not in (bytes([KILL]), bytes([ADOPT])))
             for message, descriptors in batch:
-                if self._carry_out(message, descriptors):
-                    return True
-                for descriptor in descriptors:
-                    os.close(descriptor)
+                place = self._carry_out(message, descriptors)
+                if place is not None:
+                    return place
+                _close_all(descriptors)
             if not is_over:
-                return False
+                return None
             # The other end is gone, but what it sent before still counts, to the last ADOPT.
             if not batch or not all(message for message, _ in batch):
                 self._end()
@@ -141,92 +164,123 @@ class Zygote:
                 break  # an empty message, or the end: only the poll can tell
         return batch
 
-    def _carry_out(self, message: bytes, descriptors: list[int]) -> bool:
+    def _carry_out(self, message: bytes, descriptors: list[int]) -> Place | None:
         if len(message) != COMMAND.size:
             self.malformed += 1
-            return False
+            return None
         kind, number, first, second = COMMAND.unpack(message)
-        count = len(descriptors)
-        with_code = bool(second & WITH_CODE)
-        if kind == SPAWN and count == 2 + with_code and (with_code or self._has_cells):
-            return self._spawn(number, first, descriptors)
-        if kind == FILL and count == 1 and with_code and self._has_cells:
-            self._fill(number, *descriptors)
-        elif kind == KILL and first in _SIGNALS and not count:
+        has_cells = self._options.kind == "node"
+        if kind == SPAWN and number not in self._pidfds:
+            given = _given(second, descriptors[2:])
+            is_whole = len(descriptors) >= 2 and given is not None
+            if is_whole and (has_cells or second & (WITH_CODE | AS_CUSTOM)):
+                return self._spawn(number, first, second, descriptors[:2], given or {})
+        elif kind == FILL and has_cells and second & WITH_CODE and not second & ~_FURNITURE:
+            given = _given(second, descriptors)
+            if given is not None:
+                self._fill(number, given)
+                return None
+        elif kind == KILL and first in _SIGNALS and not descriptors:
             if number in self._pidfds:
                 _send_signal(self._pidfds[number], first or signal.SIGKILL)
-        elif kind == ADOPT and count == 1 and number not in self._pidfds:
-            pidfd = self._pidfds[number] = descriptors.pop()
-            self._adopted[pidfd] = number
-            self._poll.register(pidfd, select.POLLIN)
-        else:
-            self.malformed += 1
-        return False
+            return None
+        elif kind == ADOPT and len(descriptors) == 1:
+            if self._may_adopt(number, first, descriptors[0]):
+                pidfd = self._pidfds[number] = descriptors.pop()
+                self._adopted[pidfd] = number
+                self._poll.register(pidfd, select.POLLIN)
+            return None
+        self.malformed += 1
+        return None
 
-    @property
-    def _has_cells(self) -> bool:
-        return self._options.kind == "node"
-
-    def _spawn(self, number: int, uid: int, descriptors: list[int]) -> bool:
-        if number in self._pidfds:
-            self.malformed += 1  # a number is one process, for good
+    def _may_adopt(self, number: int, uid: int, pidfd: int) -> bool:
+        """Whether a process that is not ours may be an environment of a zygote that died."""
+        if number in self._pidfds or not self._level.bits & ISOLATION_UID:
+            return number not in self._pidfds  # all run as this very user
+        with open(f"/proc/self/fdinfo/{pidfd}") as file:
+            pid = file.read().rpartition("\nPid:")[2].split()[:1]
+        try:
+            with open(f"/proc/{pid[0]}/status") as file:
+                uids = file.read().partition("\nUid:")[2].split()[:4]
+        except (OSError, IndexError):
             return False
-        if (uid != 0) != bool(self._level.bits & ISOLATION_UID) or uid < 0:
+        return uid > 0 and uids == [str(uid)] * 4
+
+    def _spawn(
+        self, number: int, uid: int, second: int, pipes: list[int], given: dict[str, int]
+    ) -> Place | None:
+        wants_cgroup = bool(second & WITH_CGROUP)
+        if (
+            (uid != 0) != bool(self._level.bits & ISOLATION_UID)
+            or uid < 0
+            or (wants_cgroup and not self._level.bits & ISOLATION_CGROUP)
+        ):
             # With root's power every environment has a uid of its own; without, none has.
             self._send(REFUSED, number, errno.EPERM)
-            return False
-        reader = writer = -1
+            return None
+        reader = writer = None
         try:
-            reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             pid = self._level.fork()
         except OSError as error:
             for end in (reader, writer):
-                if end >= 0:
-                    os.close(end)
+                if end is not None:
+                    end.close()
             self._send(REFUSED, number, error.errno or errno.EAGAIN)
-            return False
+            return None
         if pid == 0:
-            code = descriptors[2] if len(descriptors) == 3 else None
-            channel, log = descriptors[:2]
-            self._become(Place(channel, log, code, self._null, writer, uid))
-            return True
-        os.close(writer)
+            place = Place(
+                channel=pipes[0],
+                log=pipes[1],
+                null=self._null,
+                report=writer.detach(),
+                uid=uid,
+                tmp_mb=second >> 8 or DEFAULT_TMP_MB,
+                cgroup=str(uid) if wants_cgroup else "",
+                is_custom=bool(second & AS_CUSTOM),
+                **given,
+            )
+            self._become(place, reader)
+            return place
+        writer.close()
         try:
             pidfd = os.pidfd_open(pid)
         except OSError as error:
             os.kill(pid, signal.SIGKILL)  # its number cannot be another's before it is reaped
-            os.close(reader)
+            reader.close()
             self._send(REFUSED, number, error.errno or errno.EMFILE)
-            return False
+            return None
         self._environments[pid] = Environment(number, pidfd, reader)
         self._pidfds[number] = pidfd
-        self._failures[reader] = pid
+        self._reports[reader.fileno()] = pid
         self._poll.register(reader, select.POLLIN)
-        return False
+        return None
 
-    def _become(self, place: Place) -> None:
+    def _become(self, place: Place, reader: socket.socket) -> None:
         """In the child: all that stands between the fork and the user's code."""
         heritage.leave_signals()
         # Their numbers may soon be the user's files: nothing here may close them any more.
-        self._commands.detach()
-        self._parent.detach()
-        failure = place.failure
+        for end in (self._commands, self._parent, reader):
+            end.detach()
+        for environment in self._environments.values():
+            if environment.report is not None:
+                environment.report.detach()
+        report = place.report
         try:
-            self._level.enter(place)
-            failure = _FAILURE_FD
+            self._level.enter(place, lambda bits, doors: _give(report, bits, doors))
+            report = _REPORT_FD
             if self._options.kind == "node":
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
                 _execute(self._options.program, self._options.bootstrap)
-            os.close(failure)
+            os.close(report)
         except OSError as error:
-            _report_failure(failure, error.errno or errno.EPROTO)
+            _report_failure(report, error.errno or errno.EPROTO)
         except BaseException:
-            _report_failure(failure, errno.EPROTO)
+            _report_failure(report, errno.EPROTO)
 
-    def _fill(self, number: int, code: int) -> None:
-        cell = self._pidfds.get(number, -1)
+    def _fill(self, number: int, given: dict[str, int]) -> None:
         try:
-            if cell < 0:
+            if number not in self._pidfds:
                 raise ProcessLookupError(errno.ESRCH, "there is no such cell")
             pid = os.fork()
         except OSError as error:
@@ -237,7 +291,7 @@ class Zygote:
             return
         status = errno.EPROTO
         try:
-            self._level.fill(cell, code)
+            self._level.fill(self._pidfds[number], given["code"], given.get("layers", -1))
             status = 0
         except OSError as error:
             status = error.errno or errno.EPROTO
@@ -277,27 +331,38 @@ class Zygote:
         del self._pidfds[environment.number]
         if not environment.is_refused:
             self._send(EXITED, environment.number, code)
-        self._outbox.append((b"", environment.pidfd))  # STARTED may still wait to send it
+        self._outbox.append((b"", [environment.pidfd]))  # STARTED may still wait to send it
         self._flush()
 
     def _settle(self, pid: int) -> None:
-        """Tell whether an environment is complete, when its end of the pipe has closed."""
+        """Take what an environment in the making reports, and tell of it when it is complete."""
         environment = self._environments[pid]
-        if environment.failure < 0:
+        report = environment.report
+        if report is None:
             return
+        message = b""
         try:
-            failure = os.read(environment.failure, _FAILURE.size)
+            message, descriptors = link.receive(report, _REPORT.size)
+            doors, failure = _REPORT.unpack(message) if message else (0, 0)
         except BlockingIOError:
-            return  # the poll spoke of an earlier pipe with this number
-        self._poll.unregister(environment.failure)
-        os.close(environment.failure)
-        del self._failures[environment.failure]
-        environment.failure = -1
+            return
+        if message and not failure:
+            environment.doors, environment.door_fds = doors, descriptors
+            self._settle(pid)  # the end may be there as well
+            return
+        self._poll.unregister(report)
+        del self._reports[report.fileno()]
+        report.close()
+        environment.report = None
         if failure:
             environment.is_refused = True
-            self._send(REFUSED, environment.number, *_FAILURE.unpack(failure))
+            _close_all(environment.door_fds)
+            self._send(REFUSED, environment.number, failure)
         else:
-            self._send(STARTED, environment.number, pid, descriptor=environment.pidfd)
+            given = [environment.pidfd, *environment.door_fds]
+            self._send(STARTED, environment.number, pid, environment.doors, given)
+            self._outbox.append((b"", environment.door_fds))
+            self._flush()
 
     def _end_orphans(self) -> bool:
         """Kill what dead environments left behind: without PID namespaces it came to us.
@@ -343,20 +408,20 @@ class Zygote:
     # ------------------------------------------------------------------------- answers
 
     def _send(
-        self, kind: int, number: int, first: int = 0, second: int = 0, descriptor: int = -1
+        self, kind: int, number: int, first: int = 0, second: int = 0, fds: Sequence[int] = ()
     ) -> None:
-        self._outbox.append((COMMAND.pack(kind, number, first, second), descriptor))
+        self._outbox.append((COMMAND.pack(kind, number, first, second), list(fds)))
         self._flush()
 
     def _flush(self) -> None:
         """Send what the supervisor has room for; the rest when it reads again."""
         while self._outbox:
-            message, descriptor = self._outbox[0]
+            message, descriptors = self._outbox[0]
             try:
                 if message:
-                    link.send(self._commands, message, descriptor)
+                    link.send(self._commands, message, descriptors)
                 else:
-                    os.close(descriptor)
+                    _close_all(descriptors)
             except BlockingIOError:
                 self._poll.modify(self._commands, _READABLE | select.POLLOUT)
                 return
@@ -373,20 +438,35 @@ def main(argv: list[str]) -> None:
     heritage.forget_variables()
     heritage.raise_file_limit()
     os.chdir("/")
-    level = isolation.establish(options.needed_folders)
-    run = None
+    level = isolation.establish(options.needs, options.without)
+    runs = []
     if options.kind == "python":
-        from trivet_worker import runtime
+        from trivet_worker import custom, runtime
 
         runtime.preload()
-        run = runtime.run
+        runs = [runtime.run, custom.run]
     zygote = Zygote(options, commands, parent, level)
     gc.collect()
     gc.freeze()  # a collection in an environment would copy every page of this heap
-    is_environment = zygote.serve()
+    is_custom = zygote.serve()
     del zygote, commands, parent, level
-    if is_environment and run is not None:
-        run()
+    runs[is_custom]()
+
+
+def _given(second: int, descriptors: list[int]) -> dict[str, int] | None:
+    """The descriptors that `WITH_*` bits name, by what they are; None if their count is wrong."""
+    names = [name for bit, name in _GIVEN.items() if second & bit]
+    return dict(zip(names, descriptors)) if len(names) == len(descriptors) else None
+
+
+def _give(report: int, doors: int, sockets: Sequence[socket.socket]) -> None:
+    with socket.socket(fileno=os.dup(report)) as end:
+        socket.send_fds(end, [_REPORT.pack(doors, 0)], [each.fileno() for each in sockets])
+
+
+def _close_all(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _send_signal(pidfd: int, number: int) -> None:
@@ -401,8 +481,8 @@ def _execute(program: str, bootstrap: str) -> NoReturn:
     os.execve(program, [program, bootstrap], variables)
 
 
-def _report_failure(failure: int, number: int) -> NoReturn:
+def _report_failure(report: int, number: int) -> NoReturn:
     try:
-        os.write(failure, _FAILURE.pack(number))
+        os.write(report, _REPORT.pack(0, number))
     finally:
         os._exit(1)

@@ -7,7 +7,7 @@ own protocol; what fails on the way is answered as AWS answers it, never as a tr
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
@@ -17,7 +17,9 @@ from uuid import uuid4
 import structlog
 from anyio.to_thread import run_sync
 
-from trivet.errors import NotImplementedHere, PlatformError, TrivetError
+from trivet.core.arns import Place, parse_function_ref
+from trivet.core.roles import Session, action_of, allows, refusal
+from trivet.errors import Forbidden, NotImplementedHere, PlatformError, Throttled, TrivetError
 
 from .canonical import normalized
 from .json_target import JsonTarget
@@ -27,7 +29,7 @@ from .refusals import Refused, not_serializable
 from .rest_json import RestJson
 from .router import Found
 from .services import Caller, Operation, Services
-from .sigv4 import Claim, Verifier
+from .sigv4 import Claim, Verifier, bad_token
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -37,6 +39,14 @@ log = structlog.get_logger()
 # What AWS takes as one request, by service: a zip of 50 MB in base64 and the rest of the call.
 _BODY_LIMITS_BYTES = {"lambda": 70_167_211}
 _BODY_LIMIT_BYTES = 10_485_760
+
+# A function is hostile and holds a genuine key: what it may let us keep at once is bounded, for
+# one request and for all of its environments together.
+_SESSION_BODY_LIMIT_BYTES = 10_485_760
+_SESSION_BODIES_BYTES = 134_217_728
+
+INSIDE = "trivet.inside"
+"""Key of a scope's `state`: the function from inside whose environment the request comes."""
 
 # Hashing and parsing this much would hold up every other request of this process.
 _BIG_BODY_BYTES = 1_048_576
@@ -78,18 +88,26 @@ class _Call:
     request_id: str
     speaker: Speaker
     operation: str = ""
+    session: Session | None = None
+    kept_bytes: int = 0  # of the body, counted against the function that sends it
 
 
 class Door:
-    """`tables` holds the operations of each service, by botocore's name of the service."""
+    """`tables` holds the operations of each service, by botocore's name of the service.
+
+    `function_actions` are what functions may do with the credentials they run with.
+    """
 
     def __init__(
         self,
         services: Services,
         verifier: Verifier,
         tables: Mapping[str, Mapping[str, Operation]],
+        function_actions: Sequence[str] = (),
     ) -> None:
         self._services = services
+        self._function_actions = tuple(function_actions)
+        self._kept_bytes: dict[str, int] = {}  # bodies being handled, by the function that sent
         self._verifier = verifier
         self._tables = tables
         self._speakers: dict[str, list[Speaker]] = {}
@@ -124,11 +142,14 @@ class Door:
             failure = PlatformError(message)
             error = failure.error_type
             answer = _refuse(call, failure)
+        finally:
+            self._release(call)
         if call.operation not in _UNLOGGED:
             log.info(
                 "aws.called",
                 service=call.speaker.model.service,
                 operation=call.operation,
+                by=call.session.function if call.session else "",
                 request_id=request_id,
                 status=answer.status,
                 error=error,
@@ -146,6 +167,12 @@ class Door:
         speakers = self._speakers.get(claim.service, ())
         if speakers:
             call.speaker = speakers[0]
+        call.session = claim.session
+        inside = scope.get("state", {}).get(INSIDE)
+        if inside is not None and (claim.session is None or claim.session.function != inside):
+            raise bad_token()  # a function's own credentials, and nobody else's
+        if claim.session is not None:
+            self._check_early(call, claim.session, speakers)
         request.body = await self._body(call, claim, receive)
         if len(request.body) > _BIG_BODY_BYTES:
             await run_sync(self._verifier.prove, claim, request.body)
@@ -159,12 +186,49 @@ class Door:
             name = f"{call.speaker.model.service}:{found.operation}"
             raise NotImplementedHere(f"Trivet does not implement {name} yet.")
         params = await _read(call, found)
-        caller = Caller(claim.access_key, call.request_id)
+        if claim.session is not None:
+            self._check(call, claim.session, params)
+        caller = Caller(claim.access_key, call.request_id, claim.session)
         result = await operation(self._services, params, caller)
         return call.speaker.write(found.operation, result, call.request_id)
 
+    def _check_early(self, call: _Call, session: Session, speakers: Sequence[Speaker]) -> None:
+        """Refuse before the body is read what its headers and path already tell of."""
+        try:
+            found = _found(call, speakers) if speakers else None
+        except Refused:
+            return  # the body names it, or nobody knows it: told once it is proven
+        if found is not None:
+            self._check(call, session, found.labels)
+
+    def _check(self, call: _Call, session: Session, params: Mapping[str, Any]) -> None:
+        """Raise Forbidden unless functions may do what `call` asks for."""
+        action = action_of(call.speaker.model.signing_name, call.operation)
+        if not allows(self._function_actions, action):
+            place = self._services.place
+            resource = _resource(call.speaker.model.signing_name, place, params)
+            raise Forbidden(refusal(session.arn(place.account), action, resource))
+
+    def _keep(self, call: _Call, session: Session, size: int) -> None:
+        kept = self._kept_bytes.get(session.function, 0) + size
+        if kept > _SESSION_BODIES_BYTES:
+            raise Throttled("Rate Exceeded.", Reason="FunctionInvocationRateLimitExceeded")
+        self._kept_bytes[session.function] = kept
+        call.kept_bytes += size
+
+    def _release(self, call: _Call) -> None:
+        if call.session is None or not call.kept_bytes:
+            return
+        left = self._kept_bytes[call.session.function] - call.kept_bytes
+        if left:
+            self._kept_bytes[call.session.function] = left
+        else:
+            del self._kept_bytes[call.session.function]
+
     async def _body(self, call: _Call, claim: Claim, receive: Receive) -> bytes:
         limit = _BODY_LIMITS_BYTES.get(claim.service, _BODY_LIMIT_BYTES)
+        if claim.session is not None:
+            limit = min(limit, _SESSION_BODY_LIMIT_BYTES)
         announced = call.request.headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > limit:
             raise _too_large(call, limit)
@@ -178,6 +242,8 @@ class Door:
             received += len(part)
             if received > limit:
                 raise _too_large(call, limit)
+            if claim.session is not None:
+                self._keep(call, claim.session, len(part))
             parts.append(part)
             if not message.get("more_body", False):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -195,7 +261,16 @@ def _protocol_of(request: Request) -> str:
     return "rest-json"
 
 
-def _found(call: _Call, speakers: list[Speaker] | tuple[Speaker, ...]) -> Found:
+def _resource(service: str, place: Place, params: Mapping[str, Any]) -> str:
+    """The ARN that IAM would name: the function's, where the request says which it means."""
+    if service != "lambda":
+        return "*"
+    named = params.get("FunctionName", params.get("Resource"))
+    ref = parse_function_ref(named) if isinstance(named, str) else None
+    return "*" if ref is None else place.function_arn(ref.name, ref.qualifier)
+
+
+def _found(call: _Call, speakers: Sequence[Speaker]) -> Found:
     """The operation meant. Services that share a signing name are asked one after the other."""
     for speaker in speakers[:-1]:
         try:

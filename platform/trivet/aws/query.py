@@ -18,6 +18,7 @@ from .shapes import Readers, scalar_writer
 # The older protocol has older names for the errors of authentication.
 _ERROR_TYPES = {
     "AccessDeniedException": "AccessDenied",
+    "ExpiredTokenException": "ExpiredToken",
     "IncompleteSignatureException": "IncompleteSignature",
     "InvalidSignatureException": "SignatureDoesNotMatch",
     "MissingAuthenticationTokenException": "MissingAuthenticationToken",

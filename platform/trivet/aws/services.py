@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from trivet.core.arns import Place
 from trivet.core.billing import Tariff
+from trivet.core.roles import Session
 from trivet.ports import Platform, Publisher
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Caller:
 
     access_key: str
     request_id: str
+    session: Session | None = None  # the function that calls; None: a key of the account
 
 
 Operation = Callable[[Services, dict[str, Any], Caller], Awaitable[dict[str, Any]]]

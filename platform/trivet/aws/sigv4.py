@@ -17,6 +17,8 @@ from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from urllib.parse import unquote_to_bytes
 
+from trivet.core.roles import Session
+
 from .canonical import (
     ALGORITHM,
     Pair,
@@ -39,6 +41,7 @@ _GLOBAL_REGION = "us-east-1"
 _STAMP = re.compile(r"\d{8}T\d{6}Z\Z", re.ASCII)
 _UNSIGNED = b"UNSIGNED-PAYLOAD"
 _PRESIGNED = ("X-Amz-Credential", "X-Amz-Date", "X-Amz-Expires", "X-Amz-SignedHeaders")
+_TOKEN = "X-Amz-Security-Token"
 
 _MISMATCH = (
     "The request signature we calculated does not match the signature you provided. Check your "
@@ -52,6 +55,7 @@ class Verified:
 
     access_key: str
     service: str
+    session: Session | None = None  # of a function; None: a key of the account
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ class Claim:
     signature: bytes
     heads: tuple[bytes, ...]  # the canonical request up to its body, in each spelling allowed
     is_body_signed: bool
+    session: Session | None = None  # genuine, though whether it signed is to be proven yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +82,19 @@ class _Authorization:
     signature: str
     stamp: str
     expires_s: int | None  # presigned only
+    token: str | None  # of credentials that are good for a time
+
+
+def no_sessions(access_key: str, token: str) -> tuple[str, Session] | None:
+    """Recognises nobody: where only the account's own keys are good."""
+    return None
 
 
 class Verifier:
-    """Checks signatures against secrets, for one region."""
+    """Checks signatures against secrets, for one region.
+
+    `sessions` gives secret and session of an access key id and its session token, or None.
+    """
 
     def __init__(
         self,
@@ -88,8 +102,10 @@ class Verifier:
         region: str,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         presigned_limit_s: int = 3_600,
+        sessions: Callable[[str, str], tuple[str, Session] | None] = no_sessions,
     ) -> None:
         self._secrets = secrets
+        self._sessions = sessions
         self._region = region
         self._now = now
         self._presigned_limit_s = presigned_limit_s
@@ -116,10 +132,13 @@ class Verifier:
         authorization = self._authorization(fields, pairs)
         access_key, scope, service = self._checked_scope(authorization)
         self._check_time(authorization)
-        secret = self._secrets(access_key)
+        secret, session = self._secret_of(access_key, authorization.token)
         if secret is None:
             signing_key("unknown keys take as long as known ones", scope)
-            raise _bad_token()
+            raise bad_token()
+        if session is not None and self._now().timestamp() >= session.expires_s:
+            message = "The security token included in the request is expired"
+            raise Refused("ExpiredTokenException", message, status=403)
         signed_headers = _checked_headers(authorization, fields)
         is_presigned = authorization.expires_s is not None
         start = f"{method}\n{canonical_path(raw_path, service)}\n".encode("latin-1")
@@ -136,6 +155,7 @@ class Verifier:
             ),
             # A presigned URL of S3 is made before there is a body; no other service knows that.
             is_body_signed=not (is_presigned and service == "s3"),
+            session=session,
         )
 
     def prove(self, claim: Claim, body: bytes) -> Verified:
@@ -150,8 +170,13 @@ class Verifier:
             if hmac.compare_digest(expected, claim.signature):
                 if cached is None:
                     self._remember(claim, key)
-                return Verified(claim.access_key, claim.service)
+                return Verified(claim.access_key, claim.service, claim.session)
         raise _invalid(_MISMATCH)
+
+    def _secret_of(self, access_key: str, token: str | None) -> tuple[str | None, Session | None]:
+        if token is None:
+            return self._secrets(access_key), None
+        return self._sessions(access_key, token) or (None, None)
 
     def _remember(self, claim: Claim, key: bytes) -> None:
         # Scopes change once a day; a caller that makes up services must not fill the memory.
@@ -164,15 +189,17 @@ class Verifier:
     ) -> _Authorization:
         header = fields.get(b"authorization")
         decoded = _amz_parameters(pairs)
-        if b"x-amz-security-token" in fields or "X-Amz-Security-Token" in decoded:
-            raise _bad_token()
         if "X-Amz-Algorithm" not in decoded:
             if header is None:
                 message = "Missing Authentication Token"
                 raise Refused("MissingAuthenticationTokenException", message, status=403)
+            if _TOKEN in decoded:
+                raise bad_token()  # it belongs to where the signature is
             return _from_header(header.decode("latin-1"), fields)
         if header is not None:
             raise _incomplete("Only one way of authentication is allowed in a request.")
+        if _TOKEN.lower().encode() in fields:
+            raise bad_token()  # a presigned URL carries its own
         return self._from_query(decoded)
 
     def _from_query(self, decoded: Mapping[str, str]) -> _Authorization:
@@ -193,6 +220,7 @@ class Verifier:
             signature=decoded["X-Amz-Signature"],
             stamp=decoded["X-Amz-Date"],
             expires_s=int(expires),
+            token=decoded.get(_TOKEN),
         )
 
     def _checked_scope(self, authorization: _Authorization) -> tuple[str, str, str]:
@@ -266,8 +294,14 @@ def _from_header(header: str, fields: Mapping[bytes, bytes]) -> _Authorization:
     stamp = fields[dated_by].decode("latin-1")
     if dated_by == b"date":
         stamp = _stamp_of_date(stamp)
+    token = fields.get(_TOKEN.lower().encode())
     return _Authorization(
-        parts["Credential"], parts["SignedHeaders"], parts["Signature"], stamp, None
+        credential=parts["Credential"],
+        signed_headers=parts["SignedHeaders"],
+        signature=parts["Signature"],
+        stamp=stamp,
+        expires_s=None,
+        token=None if token is None else token.decode("latin-1"),
     )
 
 
@@ -344,7 +378,8 @@ def _stamp_of_date(date: str) -> str:
         raise _incomplete(f"Date header is not a date: '{date}'.") from None
 
 
-def _bad_token() -> Refused:
+def bad_token() -> Refused:
+    """These credentials are not known here."""
     message = "The security token included in the request is invalid."
     return Refused("UnrecognizedClientException", message, status=403)
 

@@ -12,6 +12,12 @@ async def get_caller_identity(
     services: Services, params: dict[str, Any], caller: Caller
 ) -> dict[str, Any]:
     account = services.place.account
+    if caller.session is not None:
+        return {
+            "UserId": caller.session.user_id,
+            "Account": account,
+            "Arn": caller.session.arn(account),
+        }
     return {
         "UserId": caller.access_key,
         "Account": account,

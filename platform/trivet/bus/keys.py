@@ -152,3 +152,6 @@ def trigger_memory(trigger: str) -> str:
 
 ACCESS_KEYS = f"{PREFIX}access-keys"
 """Hash: access key id to secret. Made at first start."""
+
+ROLE_KEY = f"{PREFIX}role-key"
+"""32 random bytes from which the credentials of functions follow. Made at first start."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import resource
 import shutil
@@ -24,7 +23,6 @@ OLDEST_KERNEL = (5, 14)
 ENOUGH_DESCRIPTORS = 4_096
 LOW_DISK_BYTES, NO_DISK_BYTES = 1_000_000_000, 100_000_000
 
-_NEWNS, _NEWUSER, _NEWPID = 0x0002_0000, 0x1000_0000, 0x2000_0000
 _TIME_ERROR = 5  # adjtimex(2): the clock follows no source
 # Before this Trivet was made.
 _EARLIEST_S = 1_790_000_000
@@ -96,82 +94,6 @@ def runtimes(settings: Settings) -> Iterator[Finding]:
         yield warning("runtime", "there is no Node.js", f"{command()} runtime add {NODE_NAMES[0]}")
 
 
-def namespaces(settings: Settings) -> Iterator[Finding]:
-    is_root = os.geteuid() == 0
-    flags = _NEWNS | _NEWPID | (0 if is_root else _NEWUSER)
-    reason = _unshared(flags)
-    if reason is None:
-        how = "as root" if is_root else "through a user namespace"
-        yield ok("namespaces", f"PID and mount namespaces can be made {how}")
-    elif is_root:
-        fix = "docker run --cap-add SYS_ADMIN --security-opt seccomp=unconfined ..."
-        yield warning("namespaces", f"{reason}: functions are only processes", fix)
-    else:
-        yield warning("namespaces", f"{reason}: functions are only processes", _userns_fix())
-
-
-def _unshared(flags: int) -> str | None:
-    """Why a process may not have namespaces of its own, told by one that tried."""
-    program = (
-        "import ctypes, os, sys\n"
-        "libc = ctypes.CDLL(None, use_errno=True)\n"
-        "failed = libc.unshare(int(sys.argv[1]))\n"
-        "print(os.strerror(ctypes.get_errno()) if failed else '', end='')"
-    )
-    told = subprocess.run(
-        [sys.executable, "-I", "-c", program, str(flags)],
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-    )
-    if told.returncode:
-        return "unshare cannot be tried"
-    return f"unshare: {told.stdout}" if told.stdout else None
-
-
-_USERNS_SWITCHES = (
-    ("kernel.unprivileged_userns_clone", "0", "1"),
-    ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),
-    ("user.max_user_namespaces", "0", "15000"),
-)
-
-
-def _userns_fix() -> str:
-    for name, bad, good in _USERNS_SWITCHES:
-        if _text(Path("/proc/sys", *name.split("."))) == bad:
-            return f"sudo sysctl -w {name}={good}"
-    return f"sudo {command()} up"
-
-
-def user_namespaces(settings: Settings) -> Iterator[Finding]:
-    if not Path("/proc/self/ns/user").exists():
-        yield warning("userns", "the kernel has no user namespaces", f"sudo {command()} up")
-        return
-    shut = [name for name, bad, _ in _USERNS_SWITCHES if _text(_switch(name)) == bad]
-    if shut and os.geteuid() != 0:
-        yield warning("userns", f"closed by {shut[0]}", _userns_fix())
-    else:
-        yield ok("userns", "not needed by root" if os.geteuid() == 0 else "open to every user")
-
-
-def _switch(name: str) -> Path:
-    return Path("/proc/sys", *name.split("."))
-
-
-def cgroups(settings: Settings) -> Iterator[Finding]:
-    root = Path("/sys/fs/cgroup")
-    if (root / "cgroup.controllers").exists():
-        yield ok("cgroup", f"v2  {_text(root / 'cgroup.controllers')}")
-    elif (root / "unified").exists():
-        yield ok("cgroup", "v1, with v2 beside it")
-    elif (root / "memory").exists():
-        yield ok("cgroup", "v1")
-    else:
-        fix = "sudo mount -t cgroup2 none /sys/fs/cgroup"
-        yield warning("cgroup", "none: a function's memory cannot be bounded as a whole", fix)
-
-
 def descriptors(settings: Settings) -> Iterator[Finding]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= soft < ENOUGH_DESCRIPTORS:
@@ -209,14 +131,12 @@ def clock(settings: Settings) -> Iterator[Finding]:
         yield ok("clock", "it follows a time server")
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """What a file of the kernel says; nothing when it is not there."""
     try:
         return path.read_text().strip()
     except OSError:
         return ""
 
 
-OF_THE_MACHINE = (
-    *(python, kernel, valkey, runtimes, namespaces, user_namespaces),
-    *(cgroups, descriptors, disk, clock),
-)
+OF_THE_MACHINE = (python, kernel, valkey, runtimes, descriptors, disk, clock)

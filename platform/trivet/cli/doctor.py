@@ -29,11 +29,12 @@ class Unwell(TrivetError):
 def doctor(data: Data = None, as_json: Json = False) -> None:
     """Check the machine and the platform; exit code 1 says that something has to be mended."""
     from trivet.cli.checks import OF_THE_MACHINE
+    from trivet.cli.jail_checks import OF_THE_JAIL
     from trivet.cli.platform_checks import OF_THE_PLATFORM
 
     settings = read_settings(flags={"data": data})
     findings = []
-    for finding in _findings((*OF_THE_MACHINE, *OF_THE_PLATFORM), settings):
+    for finding in _findings((*OF_THE_MACHINE, *OF_THE_JAIL, *OF_THE_PLATFORM), settings):
         findings.append(finding)
         if not as_json:
             print("\n".join(_shown(finding)), flush=True)

@@ -15,11 +15,12 @@ from trivet.cli.exports import NODE_SUFFIXES, Exports, exports_of, functions_of
 from trivet.cli.package import Package
 from trivet.cli.screen import command
 from trivet.errors import CallerError
-from trivet.runtimes import NODE_NAMES
+from trivet.runtimes import CUSTOM_NAMES, NODE_NAMES
 
 # Where a function is looked for, in this order.
 _STEMS = ("index", "app", "lambda_function", "handler", "main")
 USUAL_FILES = tuple(f"{stem}{suffix}" for stem in _STEMS for suffix in (*NODE_SUFFIXES, ".py"))
+_PROGRAM = "bootstrap"
 _USUAL_NAMES = ("handler", "lambda_handler", "main", "default")
 
 
@@ -54,6 +55,9 @@ def choose(package: Package, told: Choice, before: Choice, here: Sequence[str]) 
 
     `here` are the platform's runtimes. Raises CallerError with the command that mends it.
     """
+    is_untold = not (told.runtime or told.handler)
+    if told.runtime in CUSTOM_NAMES or (is_untold and _PROGRAM in package.names):
+        return _custom(package, told)
     if told.runtime:
         check_runtime(told.runtime, here)
     families = [f for f in FAMILIES if told.runtime in ("", *_names_of(f, here))] or [*FAMILIES]
@@ -69,6 +73,14 @@ def choose(package: Package, told: Choice, before: Choice, here: Sequence[str]) 
     if not _is_newer_python(runtime):
         _check_export(package, handler, family)
     return Choice(runtime, handler)
+
+
+def _custom(package: Package, told: Choice) -> Choice:
+    """A custom runtime: the package's own program, which may read the handler's name."""
+    if _PROGRAM not in package.names:
+        message = f"the runtime {told.runtime} runs the program '{_PROGRAM}', which is not there"
+        raise CallerError(message, hint=f"put an executable file '{_PROGRAM}' beside the others")
+    return Choice(told.runtime or CUSTOM_NAMES[0], told.handler or _PROGRAM)
 
 
 def check_runtime(runtime: str, here: Sequence[str]) -> None:

@@ -8,6 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+OWN_TAGS = "trivet:"
+"""How the keys of tags begin that mean something to the platform."""
+
+EGRESS_TAG = f"{OWN_TAGS}egress"
+"""The tag that says what a function may reach, in the words of `core/egress.py`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FunctionVersion:
@@ -23,6 +29,7 @@ class FunctionVersion:
     ephemeral_mb: int = 512
     environment: Mapping[str, str] = field(default_factory=dict)
     role: str = ""
+    egress: str = ""  # as the tag `EGRESS_TAG` says it; empty: as much as the platform allows
     # Digest that names this version: two that run alike share it, two that differ do not. Kept,
     # since every invocation asks for it.
     key: str = field(init=False, compare=False)
@@ -81,3 +88,8 @@ def _members(value: Function | FunctionVersion) -> dict[str, Any]:
 def changed(function: Function, **version: Any) -> Function:
     """`function` with its `$LATEST` changed in the named fields."""
     return replace(function, latest=replace(function.latest, **version))
+
+
+def tagged(function: Function, tags: Mapping[str, str]) -> Function:
+    """`function` with `tags` and no others, and its `$LATEST` as they ask for it."""
+    return replace(changed(function, egress=tags.get(EGRESS_TAG, "")), tags=tags)

@@ -1,8 +1,8 @@
 """Lifecycle: every legal move of an execution environment, written once.
 
 Each state holds memory, so each has an owner and a deadline: STARTING and INITIALISING end at
-the init limit, IDLE when it was idle too long, BUSY at the function's timeout, DYING when the
-kernel reports the exit.
+the init limit, IDLE and FROZEN when it was idle too long, BUSY at the function's timeout, DYING
+when the kernel reports the exit.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ class State(Enum):
     STARTING = "starting"  # asked of a zygote, not there yet
     INITIALISING = "initialising"  # the handler's module is being imported
     IDLE = "idle"
+    FROZEN = "frozen"  # idle for a while: none of its threads gets the processor
     BUSY = "busy"
     DYING = "dying"  # killed, its exit not reported yet
     DEAD = "dead"
@@ -25,6 +26,7 @@ class Signal(Enum):
     INITIALISED = "initialised"
     INVOKED = "invoked"
     ANSWERED = "answered"
+    FROZEN = "frozen"
     KILLED = "killed"
     EXITED = "exited"
 
@@ -41,6 +43,12 @@ MOVES: Mapping[State, Mapping[Signal, State]] = {
         Signal.EXITED: State.DEAD,
     },
     State.IDLE: {
+        Signal.INVOKED: State.BUSY,
+        Signal.FROZEN: State.FROZEN,
+        Signal.KILLED: State.DYING,
+        Signal.EXITED: State.DEAD,
+    },
+    State.FROZEN: {
         Signal.INVOKED: State.BUSY,
         Signal.KILLED: State.DYING,
         Signal.EXITED: State.DEAD,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 MOST_ERROR_TYPE = 256
@@ -56,6 +56,11 @@ def exited(request_id: str, status: int | None) -> Outcome:
         error_type="Runtime.ExitError",
         log_line=text,
     )
+
+
+def out_of_memory(request_id: str) -> Outcome:
+    """It wanted more memory than its function has: the caller is told of a kill, REPORT why."""
+    return replace(exited(request_id, -signal.SIGKILL), error_type="Runtime.OutOfMemory")
 
 
 def _reason(status: int | None) -> str:

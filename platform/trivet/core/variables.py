@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from trivet.core.functions import FunctionVersion
+from trivet.core.roles import Credentials
+
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 # Set by the platform; a deployment that names one of them is refused.
 RESERVED = frozenset(
@@ -34,9 +40,18 @@ def log_group(function: str) -> str:
 
 
 def environment_variables(
-    version: FunctionVersion, *, region: str, log_stream: str, task_root: str
+    version: FunctionVersion,
+    *,
+    region: str,
+    log_stream: str,
+    task_root: str,
+    credentials: Credentials | None = None,
+    endpoints: Mapping[str, str] = _NONE,
 ) -> dict[str, str]:
-    """What the function's process sees: the platform's names, and the user's around them."""
+    """What the function's process sees: the platform's names, and the user's around them.
+
+    `endpoints`: the variables by which its SDK finds the services (`core/endpoints.py`).
+    """
     platform = {
         "_HANDLER": version.handler,
         "AWS_DEFAULT_REGION": region,
@@ -54,7 +69,12 @@ def environment_variables(
     }
     if not version.runtime.startswith("provided"):
         platform["AWS_EXECUTION_ENV"] = f"AWS_Lambda_{version.runtime}"
+    if credentials is not None:
+        platform["AWS_ACCESS_KEY_ID"] = credentials.access_key
+        platform["AWS_SECRET_ACCESS_KEY"] = credentials.secret
+        platform["AWS_SESSION_TOKEN"] = credentials.token
     defaults = {
+        **endpoints,
         "AWS_XRAY_CONTEXT_MISSING": "LOG_ERROR",
         "LANG": "en_US.UTF-8",
         "TZ": ":UTC",

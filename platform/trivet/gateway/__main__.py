@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -27,16 +28,19 @@ from trivet.bus.resp import parse_address
 from trivet.control import Control
 from trivet.core.arns import Place
 from trivet.core.billing import Tariff
+from trivet.core.egress import opened, parse, parse_networks
+from trivet.core.endpoints import parse_service_endpoints
 from trivet.core.measures import Family
 from trivet.gateway.admission import Admission
 from trivet.gateway.durability import await_durable
+from trivet.gateway.inside import Inside
 from trivet.gateway.listener import serve
 from trivet.gateway.metrics import Publishing, publishing
 from trivet.gateway.pages import Front, Pages
 from trivet.gateway.platform import GatewayPlatform
 from trivet.gateway.welcome import deploy_welcome
 from trivet.reporting import configure_logging
-from trivet.runtimes import inherited_runtimes
+from trivet.runtimes import CUSTOM_NAMES, inherited_runtimes
 from trivet.settings import Settings, inherited_settings
 from trivet.store.accounts import AccountStore
 from trivet.store.apis import ApiStore
@@ -44,6 +48,7 @@ from trivet.store.bills import BillStore
 from trivet.store.blobs import Blobs
 from trivet.store.functions import FunctionStore
 from trivet.store.logs import LogReader
+from trivet.store.roles import RoleStore
 from trivet.store.triggers import TriggerStore
 from trivet.store.urls import UrlStore
 
@@ -71,7 +76,7 @@ async def serve_gateway(settings: Settings) -> None:
     urls = UrlStore(durable)
     blobs = Blobs(settings.blobs_path)
     await anyio.to_thread.run_sync(blobs.prepare)
-    runtimes = frozenset(runtime.name for runtime in inherited_runtimes())
+    runtimes = frozenset((*CUSTOM_NAMES, *(runtime.name for runtime in inherited_runtimes())))
     is_first_start = not await accounts.secrets()
     await apis.load()
     await apis.ensure_default()
@@ -83,6 +88,7 @@ async def serve_gateway(settings: Settings) -> None:
     # Last of the first start: a crash before it makes the next start the first again.
     await accounts.ensure()
     access_keys = await accounts.secrets()
+    roles = await RoleStore(durable).ensure()
 
     calls = Calls(
         secrets.token_hex(8),
@@ -91,8 +97,9 @@ async def serve_gateway(settings: Settings) -> None:
         max_concurrency=settings.max_concurrency,
     )
     place = Place(settings.region, settings.account)
-    verifier = Verifier(access_keys.get, settings.region)
-    admission = Admission(place, functions, verifier)
+    verifier = Verifier(access_keys.get, settings.region, sessions=roles.recognise)
+    function_actions = settings.function_actions.split()
+    admission = Admission(place, functions, verifier, function_actions)
     platform = GatewayPlatform(settings, calls, functions, apis, urls, admission)
 
     async def exists(name: str) -> bool:
@@ -130,11 +137,14 @@ async def serve_gateway(settings: Settings) -> None:
         http_url=f"http://{host}:{port}",
         changed=changed,
     )
+    door = Door(services, verifier, TABLES, function_actions)
     front = Front(
-        Door(services, verifier, TABLES),
+        door,
         _pages(settings, platform, calls, publisher),
         shows_metrics_to_all=settings.metrics_for == "all",
     )
+    inside = _inside(settings, door)
+    control.on_peer("supervisor", inside.attach)
     stop = anyio.Event()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(calls.run)
@@ -142,11 +152,19 @@ async def serve_gateway(settings: Settings) -> None:
         tasks.start_soon(_stop_on_signal, stop)
         async with anyio.create_task_group() as serving:
             serving.start_soon(lambda: serve(front, sock=listeners["aws"], stop=stop))
+            serving.start_soon(inside.run, stop)
             for application in _http_adapters(platform):
                 serving.start_soon(lambda: serve(application, sock=listeners["http"], stop=stop))  # noqa: B023  # one HTTP adapter
             control.ready()
         tasks.cancel_scope.cancel()
     await durable.aclose()
+
+
+def _inside(settings: Settings, door: Door) -> Inside:
+    """What functions say; they get the door alone, and none of the pages before it."""
+    private = opened(parse(settings.egress), parse_networks(settings.egress_allow))
+    endpoints = parse_service_endpoints(settings.service_endpoints)
+    return Inside(door, endpoints, opened=private)
 
 
 def _pages(
@@ -183,6 +201,9 @@ async def _stop_on_signal(stop: anyio.Event) -> None:
 
 def main() -> None:
     configure_logging("gateway")
+    # Two listeners, and the connections and queries of functions beside them.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     anyio.run(serve_gateway, inherited_settings(), backend_options={"use_uvloop": True})
 
 

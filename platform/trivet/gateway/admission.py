@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from anyio.to_thread import run_sync
 
 from trivet.aws.refusals import Refused
 from trivet.aws.sigv4 import Verifier, may_be_signed
 from trivet.core.arns import Place
 from trivet.core.functions import Function
-from trivet.core.policies import Verdict, judge_url
+from trivet.core.policies import INVOKE_URL, Verdict, judge_url
+from trivet.core.roles import allows
 from trivet.core.urls import FunctionUrl, Presented, Signer
 from trivet.errors import Forbidden
 from trivet.store.functions import FunctionStore
@@ -27,10 +30,21 @@ _NO_POLICY = (
 
 
 class Admission:
-    """Judges requests by their signature and by the function's resource policy."""
+    """Judges requests by their signature and by the function's resource policy.
 
-    def __init__(self, place: Place, functions: FunctionStore, verifier: Verifier) -> None:
+    `function_actions` are what functions may do with the credentials they run with.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        functions: FunctionStore,
+        verifier: Verifier,
+        function_actions: Sequence[str] = (),
+    ) -> None:
+        self._function_actions = tuple(function_actions)
         self._place = place
+        self._account_arn = f"arn:aws:iam::{place.account}:user/trivet"
         self._functions = functions
         self._verifier = verifier
         self._verdicts: dict[tuple[str, str, str], tuple[str, Verdict]] = {}
@@ -42,10 +56,17 @@ class Admission:
         if function is None:
             raise Forbidden(_NO_POLICY)
         verdict = self._verdict(function, url, signer)
-        # A key of the account may do everything there, as long as no statement denies it.
-        if verdict is Verdict.ALLOWED or (signer is not None and verdict is Verdict.SILENT):
+        if verdict is Verdict.ALLOWED or (verdict is Verdict.SILENT and self._may(signer)):
             return signer
         raise Forbidden(_NO_POLICY)
+
+    def _may(self, signer: Signer | None) -> bool:
+        """Whether `signer` needs nobody's leave, as long as no statement denies it."""
+        if signer is None:
+            return False
+        # A key of the account may do everything there; a function what functions may.
+        is_account = signer.arn == self._account_arn
+        return is_account or allows(self._function_actions, INVOKE_URL)
 
     def _verdict(self, function: Function, url: FunctionUrl, signer: Signer | None) -> Verdict:
         """What the policy says. Kept, because it can change only with the function's revision."""
@@ -82,10 +103,10 @@ class Admission:
             verified = await run_sync(self._verifier.prove, claim, request.body)
         else:
             verified = self._verifier.prove(claim, request.body)
-        account = self._place.account
+        account, session = self._place.account, verified.session
         return Signer(
             access_key=verified.access_key,
             account=account,
-            arn=f"arn:aws:iam::{account}:user/trivet",
-            user_id=verified.access_key,
+            arn=self._account_arn if session is None else session.arn(account),
+            user_id=verified.access_key if session is None else session.user_id,
         )

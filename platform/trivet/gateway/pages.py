@@ -19,10 +19,10 @@ import msgpack
 from trivet.bus import keys
 from trivet.bus.reports import oldest_unread_ms, reports
 from trivet.bus.resp import Address, Connection, connected
-from trivet.core.measures import Family, family_from_record, gauge, labelled
+from trivet.core.isolation import level, missing, summary
+from trivet.core.measures import Family, Labels, family_from_record, gauge, labelled
 from trivet.gateway.exchange import Application, Receive, Scope, Send
 from trivet.gateway.metrics import CONTENT_TYPE, rendered
-from trivet.launcher.announce import isolation_text
 
 # A lane that needs longer to say a word is away, as far as any caller can tell.
 ANSWER_WITHIN_S = 1.0
@@ -48,13 +48,15 @@ class Look:
         return set(self.lanes.values()) == {OK}
 
     @property
-    def isolation(self) -> int:
-        """The bits of isolation that hold on every node."""
-        bits = -1 if self.nodes else 0
-        for families in self.nodes.values():
-            found = [f.samples[0].value for f in families if f.name == "trivet_isolation"]
-            bits &= int(found[0]) if found else 0
-        return bits
+    def isolation(self) -> dict[Labels, int]:
+        """The layers around environments, wire.ISOLATION_*, by node and what else a report says."""
+        return {
+            (("node", node), *sample.labels): int(sample.value)
+            for node, families in sorted(self.nodes.items())
+            for family in families
+            if family.name == "trivet_isolation"
+            for sample in family.samples
+        }
 
 
 class Pages:
@@ -78,7 +80,7 @@ class Pages:
         look = await self._look()
         body = {
             "status": "ok" if look.is_well else "degraded",
-            "isolation": isolation_text(look.isolation) if look.nodes else "unknown",
+            "isolation": _isolation(look.isolation),
             "lanes": look.lanes,
         }
         return 200 if look.is_well else 503, b"application/json", json.dumps(body).encode()
@@ -92,7 +94,9 @@ class Pages:
         ]
         lanes = (((("lane", name),), state == OK) for name, state in look.lanes.items())
         ages = (((("lane", name),), ms / 1000) for name, ms in look.oldest_ms.items())
+        levels = ((labels, level(bits)) for labels, bits in look.isolation.items())
         seen = (
+            gauge("trivet_isolation_level", "Isolation of environments, from 0 to 3.", *levels),
             gauge("trivet_lane_up", "Whether a lane answers and is served.", *lanes),
             gauge("trivet_queue_age_seconds", "Age of the oldest event that nobody took.", *ages),
         )
@@ -129,6 +133,24 @@ class Pages:
         look.lanes["durable"] = OK
         streams = [keys.durable_stream(name.decode()) for name in names]
         look.oldest_ms["durable"] = await oldest_unread_ms(connection, streams)
+
+
+def _isolation(reported: Mapping[Labels, int]) -> dict[str, Any]:
+    """What holds wherever a function may run, and for each runtime wherever it may run."""
+    if not reported:
+        return {"level": "unknown"}
+    runtimes: dict[str, int] = {}
+    everywhere = -1
+    for labels, bits in reported.items():
+        everywhere &= bits
+        if runtime := dict(labels).get("runtime"):
+            runtimes[runtime] = runtimes.get(runtime, -1) & bits
+    return {
+        "level": level(everywhere).name,
+        "text": summary(everywhere),
+        "missing": missing(everywhere),
+        "runtimes": {runtime: level(bits).name for runtime, bits in sorted(runtimes.items())},
+    }
 
 
 class Front:

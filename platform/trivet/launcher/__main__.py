@@ -14,18 +14,19 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from trivet.errors import PlatformError, TrivetError
 from trivet.launcher import announce, folders, listeners, notify, privilege
 from trivet.launcher.announce import PlatformState
+from trivet.launcher.cgroups import Cgroups, favor_dynmods, prepare
 from trivet.launcher.embedded import embedded_servers
 from trivet.launcher.identities import Identities, identities
-from trivet.launcher.members import Server, Service, Zygote
+from trivet.launcher.members import Servant, Server, Service
+from trivet.launcher.presence import Presence
 from trivet.launcher.processes import ServiceSpec
 from trivet.launcher.refusals import exit_code
-from trivet.launcher.services import SUPERVISOR, ZygoteSpec, service_specs, zygote_specs
+from trivet.launcher.services import ServantSpec, servant_specs, service_specs
 from trivet.launcher.tree import Tree
 from trivet.runtimes import Runtime, discover, own_runtime, root_unsafe
 from trivet.settings import Settings, inherited_settings
@@ -33,11 +34,16 @@ from trivet.settings import Settings, inherited_settings
 # How long a gateway whose launcher was killed may keep its addresses.
 _PREDECESSOR_S = 5.0
 
+# How long the environments of a dead supervisor may take to end before others are started.
+_STUCK_S = 1.0
+
 MakeServices = Callable[
-    [Settings, Sequence[Runtime], Identities | None, Mapping[str, socket.socket]],
+    [Settings, Sequence[Runtime], Identities | None, Mapping[str, socket.socket], Cgroups],
     Sequence[ServiceSpec],
 ]
-MakeZygotes = Callable[[Sequence[Runtime]], Sequence[ZygoteSpec]]
+MakeServants = Callable[
+    [Settings, Sequence[Runtime], Identities | None, Cgroups], Sequence[ServantSpec]
+]
 
 
 class Report:
@@ -65,9 +71,10 @@ class Report:
     def _tell(self, line: str) -> bool:
         if self._ready_fd is None:
             return False
+        descriptor, self._ready_fd = self._ready_fd, None
         with contextlib.suppress(OSError):  # nobody waits any more
-            os.write(self._ready_fd, f"{line}\n".encode())
-            os.close(self._ready_fd)
+            os.write(descriptor, f"{line}\n".encode())
+        os.close(descriptor)
         return True
 
 
@@ -76,7 +83,7 @@ def launch(
     report: Report,
     *,
     make_services: MakeServices = service_specs,
-    make_zygotes: MakeZygotes = zygote_specs,
+    make_servants: MakeServants = servant_specs,
 ) -> None:
     """Serve `settings` until a signal ends it. Raises TrivetError when it cannot start."""
     begun = time.monotonic()
@@ -86,28 +93,45 @@ def launch(
     who = identities(settings)
     folders.make(settings, who)
     lock = folders.lock(settings)
+    cgroups = Cgroups()
+    fast_joining: int | None = None
     try:
         was_killed = folders.clear_run(settings)
         runtimes = _usable_runtimes(settings)
         if who is not None:
             _enter_view(settings, runtimes)
+        cgroups = _usable_cgroups(settings, who)
+        fast_joining = favor_dynmods() if cgroups else None
         servers = embedded_servers(settings, who)
         patience_s = _PREDECESSOR_S if was_killed else 0.0
         opened = listeners.open_listeners(settings, patience_s=patience_s)
         ports = {name: listener.getsockname()[1] for name, listener in opened.items()}
         settings = replace(settings, aws_port=ports["aws"], http_port=ports["http"])
         run = settings.run_path
+        presence = Presence(
+            settings,
+            runtimes,
+            cgroups=cgroups,
+            begun=begun,
+            tell=report.ready,
+        )
+        services = make_services(settings, runtimes, who, opened, cgroups)
+        servants = make_servants(settings, runtimes, who, cgroups)
         tree = Tree(
             servers=[Server(server, run, lock) for server in servers],
-            services=[
-                Service(spec, run) for spec in make_services(settings, runtimes, who, opened)
-            ],
-            zygotes=[Zygote(spec, run) for spec in make_zygotes(runtimes)],
-            on_ready=lambda: _ready(settings, runtimes, tree, report, begun),
+            services=[Service(spec, run) for spec in services],
+            servants=[Servant(spec, run) for spec in servants],
+            on_ready=lambda: presence.ready(tree.servers),
+            on_isolation=presence.isolated,
+            clear_environments=lambda: _clear(cgroups),
             on_ending=report.ending,
         )
         tree.run()
     finally:
+        if not cgroups.remove():
+            announce.say_loudly("some processes of functions do not end: the kernel holds them")
+        if fast_joining is not None:
+            os.close(fast_joining)
         folders.clear_run(settings)
         os.ftruncate(lock, 0)
         os.close(lock)
@@ -132,6 +156,19 @@ def _usable_runtimes(settings: Settings) -> tuple[Runtime, ...]:
     return runtimes
 
 
+def _usable_cgroups(settings: Settings, who: Identities | None) -> Cgroups:
+    """Never a reason not to start: `isolation_minimum` says what is."""
+    cgroups = prepare(settings, who)
+    if who is not None and not cgroups:
+        announce.say_loudly(f"functions have no limits as a whole: {cgroups.reason}")
+    return cgroups
+
+
+def _clear(cgroups: Cgroups) -> None:
+    # What is stuck in the kernel must not keep the rest from coming back.
+    cgroups.empty(_STUCK_S)
+
+
 def _enter_view(settings: Settings, runtimes: Sequence[Runtime]) -> None:
     needs = privilege.needs(settings, runtimes)
     privilege.check_readable(needs)
@@ -139,34 +176,6 @@ def _enter_view(settings: Settings, runtimes: Sequence[Runtime]) -> None:
     if view.is_needed:
         privilege.enter(view)
         os.chdir("/")
-
-
-def _ready(
-    settings: Settings, runtimes: Sequence[Runtime], tree: Tree, report: Report, begun: float
-) -> None:
-    supervisor = tree.member(SUPERVISOR)
-    bits = supervisor.number if isinstance(supervisor, Service) else 0
-    embedded = {server.lane for server in tree.servers}
-    # Who listens everywhere is reached from here by the loopback address.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    host = f"[{host}]" if ":" in host else host
-    state = PlatformState(
-        pid=os.getpid(),
-        started_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        ready_ms=round((time.monotonic() - begun) * 1000),
-        aws_url=f"http://{host}:{settings.aws_port}",
-        http_url=f"http://{host}:{settings.http_port}",
-        ports={"aws": settings.aws_port, "http": settings.http_port},
-        runtimes=tuple(runtimes),
-        isolation=announce.isolation_text(bits),
-        isolation_bits=bits,
-        valkey=next((server.version for server in tree.servers), ""),
-        lanes={
-            lane: "embedded" if lane in embedded else "external" for lane in ("express", "durable")
-        },
-    )
-    folders.write_state(settings, state.to_json())
-    report.ready(state)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,7 +13,6 @@ from typing import TextIO
 from trivet.errors import TrivetError
 from trivet.launcher.refusals import exit_code
 from trivet.runtimes import Runtime
-from trivet_worker import wire
 
 DEMO_PATH = "/welcome?name=Alice"
 
@@ -32,6 +31,7 @@ class PlatformState:
     ports: dict[str, int]  # "aws", "http"
     runtimes: Sequence[Runtime]
     isolation: str  # for people
+    isolation_level: str  # "L0" to "L3"
     isolation_bits: int  # wire.ISOLATION_*
     valkey: str  # version of the embedded server; empty when both lanes are external
     lanes: dict[str, str]  # "express" and "durable" -> "embedded" or "external"
@@ -43,22 +43,6 @@ class PlatformState:
 def ready_json(state: PlatformState) -> str:
     """What whoever started us in the background is told: the state, and the banner to show."""
     return json.dumps({**asdict(state), "banner": banner(state)})
-
-
-def isolation_text(bits: int) -> str:
-    """The isolation of environments as it is, without a promise."""
-    parts = []
-    if bits & wire.ISOLATION_UID:
-        parts.append("uid")
-    if bits & wire.ISOLATION_PID:
-        parts.append("PID namespace")
-    if bits & wire.ISOLATION_MOUNT:
-        parts.append("mounts")
-    if not parts:
-        return "L0  separate processes only; not for hostile code"
-    named = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    how = " through a user namespace" if bits & wire.ISOLATION_USER else ""
-    return f"L0  own {named}{how}; not yet for hostile code"
 
 
 def banner(state: PlatformState, *, has_colour: bool = False) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import stat
 import time
@@ -16,6 +17,7 @@ from trivet.settings import Settings
 
 LOCK = "lock"
 STATE = "platform.json"
+SCRATCH = "scratch"
 
 # How long the parts of a launcher that was killed may take to be gone.
 _PREDECESSOR_S = 5.0
@@ -41,10 +43,12 @@ def layout(identities: Identities) -> Mapping[str, Folder]:
         "blobs": Folder(identities.gateway.uid, services, 0o711),
         "logs": Folder(identities.supervisor.uid, services, 0o2750),
         "durable": Folder(identities.valkey.uid, services, 0o700),
+        # Of the provisioner, which is root; files without a name, the /tmp of functions.
+        SCRATCH: Folder(0, 0, 0o700),
     }
 
 
-NAMES = ("run", "blobs", "logs", "durable")
+NAMES = ("run", "blobs", "logs", "durable", SCRATCH)
 
 
 def make(settings: Settings, identities: Identities | None) -> None:
@@ -64,6 +68,13 @@ def make(settings: Settings, identities: Identities | None) -> None:
     except OSError as error:
         message = f"the data folder cannot be used: {error.filename}: {error.strerror}"
         raise Unusable(message, hint="export TRIVET_DATA=/a/folder/of/yours") from error
+
+
+def fingerprint(settings: Settings) -> str:
+    """Digits that no other data folder of this machine has, for what is named machine-wide."""
+    status = settings.data_path.stat()
+    text = f"{settings.data_path.resolve()}\0{status.st_dev}\0{status.st_ino}"
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:10]
 
 
 def _make_as_root(path: Path, folder: Folder) -> None:

@@ -16,7 +16,15 @@ VARIABLE = "TRIVET_CONTROL_FD"
 MESSAGE = struct.Struct("<BxxxI")
 
 READY = 1  # service -> launcher. Number: wire.ISOLATION_* bits, from the supervisor
-ZYGOTE = 2  # launcher -> supervisor. Number: 0. Then the runtime's name; beside it one descriptor
+# launcher -> service. Number: 0. Then the peer's name; beside it the service's end of a direct link
+# with that peer, SOCK_SEQPACKET. A peer that was started again comes again.
+PEER = 2
+
+# Names of peers. A zygote's goes on with the name of its runtime.
+GATEWAY = "gateway"
+SUPERVISOR = "supervisor"
+PROVISIONER = "provisioner"
+ZYGOTE_OF = "zygote "
 
 MAX_MESSAGE_BYTES = 256
 
@@ -32,12 +40,12 @@ class Link:
     def __repr__(self) -> str:
         return f"<Link {'closed' if self.socket.fileno() < 0 else self.socket.fileno()}>"
 
-    def send_zygote(self, runtime: str, end: socket.socket) -> None:
-        """Give the service its end of the link with the zygote of `runtime`.
+    def send_peer(self, name: str, end: socket.socket) -> None:
+        """Give the service its end of the direct link with the peer `name`.
 
-        Raises OSError when the service is gone.
+        Raises OSError when the service is gone, or has no room now.
         """
-        message = MESSAGE.pack(ZYGOTE, 0) + runtime.encode()
+        message = MESSAGE.pack(PEER, 0) + name.encode()
         socket.send_fds(self.socket, [message], [end.fileno()])
 
     def receive_ready(self) -> int | None:

@@ -22,7 +22,7 @@ from trivet.launcher.embedded import EmbeddedServer, ask, reason
 from trivet.launcher.link import Link
 from trivet.launcher.processes import ServiceSpec
 from trivet.launcher.restarts import Restarts
-from trivet.launcher.services import ZygoteSpec
+from trivet.launcher.services import ServantSpec
 
 # A part that is not ready after this long will not be: a Python service needs about one second
 # on a quiet machine.
@@ -216,18 +216,22 @@ class Service(Member):
             self.link = None
 
 
-class Zygote(Member):
-    """A zygote: it is ready for the supervisor to say; here it counts once it runs.
+class Servant(Member):
+    """A zygote or the provisioner: it serves the supervisor alone; here it counts once it runs.
 
     It ends when the supervisor's end of its command link is closed, or ours of its parent pipe,
-    and takes its environments with it.
+    and takes with it what it made: a zygote its environments.
     """
 
-    def __init__(self, zygote: ZygoteSpec, run_path: Path) -> None:
-        super().__init__(zygote.spec, run_path)
-        self.runtime = zygote.runtime.name
+    def __init__(self, servant: ServantSpec, run_path: Path) -> None:
+        super().__init__(servant.spec, run_path)
+        self.without_it = servant.without_it
         self.supervisor_end: socket.socket | None = None  # until the supervisor has it
         self._parent_end = -1
+
+    @property
+    def is_zygote(self) -> bool:
+        return self.name.startswith(links.ZYGOTE_OF)
 
     def _start(self) -> int:
         ours, commands = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -250,12 +254,12 @@ class Zygote(Member):
     def hand_to(self, link: Link) -> None:
         """Give the supervisor its end, once. Raises OSError when that is gone."""
         if self.supervisor_end is not None and self.is_alive:
-            link.send_zygote(self.runtime, self.supervisor_end)
+            link.send_peer(self.name, self.supervisor_end)
             self.supervisor_end.close()
             self.supervisor_end = None
 
     def _ask_to_end(self) -> None:
-        # Not SIGTERM, which would end it before its environments.
+        # Not SIGTERM, which would end a zygote before its environments.
         self._let_go()
 
     def died(self) -> None:
@@ -269,6 +273,32 @@ class Zygote(Member):
         if self.supervisor_end is not None:
             self.supervisor_end.close()
             self.supervisor_end = None
+
+
+class Pair:
+    """The direct link of two services, made anew whenever one of them was."""
+
+    def __init__(self, one: Service, other: Service) -> None:
+        self._services = (one, other)
+        self._joined: tuple[Link, Link] | None = None  # by these, when both last had an end
+
+    def __repr__(self) -> str:
+        one, other = self._services
+        return f"<Pair {one.name} {other.name} {'joined' if self._joined else 'apart'}>"
+
+    def join(self) -> None:
+        """Give each its end, once for any two that live. Raises OSError when one is gone."""
+        one, other = self._services
+        if one.link is None or other.link is None or self._joined == (one.link, other.link):
+            return
+        ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            one.link.send_peer(other.name, ends[0])
+            other.link.send_peer(one.name, ends[1])
+            self._joined = (one.link, other.link)
+        finally:
+            for end in ends:
+                end.close()
 
 
 def _file_name(name: str) -> str:

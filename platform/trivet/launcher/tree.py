@@ -12,16 +12,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from trivet.errors import TrivetError
 from trivet.launcher import announce, kernel, processes
-from trivet.launcher.members import Member, Server, Service, State, Zygote
+from trivet.launcher.link import GATEWAY, SUPERVISOR
+from trivet.launcher.members import Member, Pair, Servant, Server, Service, State
 from trivet.launcher.refusals import EXIT_UNUSABLE, PartFailed, Unusable
 from trivet.launcher.restarts import spoken
-from trivet.launcher.services import ADAPTERS, GATEWAY, SUPERVISOR
+from trivet.launcher.services import ADAPTERS
 
 # Grace of each part at the end. The gateway finishes the calls in flight, up to the 29 s that
 # AWS gives an HTTP integration; who waits longer for a function gets an error at the end.
 _GRACE_S = {GATEWAY: 30.0, ADAPTERS: 10.0, SUPERVISOR: 10.0}
 _SERVICE_GRACE_S = 10.0
 _ZYGOTE_GRACE_S = 1.0  # it only kills what it started
+_PROVISIONER_GRACE_S = 5.0  # it takes networks down, which the kernel does one by one
 _SERVER_GRACE_S = 10.0  # its last flush to a slow disk
 _ORPHAN_GRACE_S = 2.0
 
@@ -41,15 +43,25 @@ class Tree:
         *,
         servers: Sequence[Server],
         services: Sequence[Service],
-        zygotes: Sequence[Zygote],
+        servants: Sequence[Servant],
         on_ready: Callable[[], None],
+        on_isolation: Callable[[int], TrivetError | None] = lambda bits: None,
+        clear_environments: Callable[[], None] = lambda: None,
         on_ending: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_isolation` hears the bits of each READY of the supervisor, and may refuse them.
+
+        `clear_environments` is called when a supervisor died: at once, and again when its zygotes
+        are gone and before there can be new environments.
+        """
         self.servers = servers
         self.services = services
-        self.zygotes = zygotes
-        self._members: list[Member] = [*servers, *services, *zygotes]
+        self.servants = servants
+        self._members: list[Member] = [*servers, *services, *servants]
+        self._pairs = _pairs(services)
         self._on_ready = on_ready
+        self._on_isolation = on_isolation
+        self._clear_environments = clear_environments
         self._on_ending = on_ending
         self._selector = selectors.DefaultSelector()
         self._stages: list[list[Member]] = []
@@ -93,22 +105,23 @@ class Tree:
     # ------------------------------------------------------------------- the loop
 
     def _turn(self) -> None:
-        dues = [member.due for member in self._members if member.due is not None]
+        dues = [m.due for m in self._members if m.due is not None and not self._is_held(m)]
         timeout_s = min([self._trim_at, *dues]) - time.monotonic()
         for key, _ in self._selector.select(max(0.0, timeout_s)):
             key.data()
         now = time.monotonic()
         for member in self._members:
-            if member.due is not None and now >= member.due:
+            if member.due is not None and now >= member.due and not self._is_held(member):
                 self._attend(member)
         if now >= self._trim_at:
             self._trim_at = now + _TRIM_EVERY_S
             for member in self._members:
                 member.trim_log()
-        self._hand_over_zygotes()
-        if self._has_doomed and not any(z.state is State.ENDING for z in self.zygotes):
+        self._hand_over()
+        if self._has_doomed and not any(zygote.state is State.ENDING for zygote in self._zygotes):
             self._has_doomed = False
             self._kill_orphans()
+            self._clear_environments()
         if self._is_ending:
             self._next_stage()
         elif not self._was_ready and self._all_ready():
@@ -123,6 +136,13 @@ class Tree:
                 self._on_ending()
                 self._begin_end()
         self._reap()
+
+    def _is_held(self, member: Member) -> bool:
+        """Whether its start must wait: nothing new may stand among the environments of a dead
+        supervisor when they are cleared away."""
+        if not self._has_doomed or member.state is not State.DOWN:
+            return False
+        return member.name == SUPERVISOR or member in self._zygotes
 
     def _attend(self, member: Member) -> None:
         """Its due time has come: what that means depends on its state."""
@@ -145,7 +165,7 @@ class Tree:
             member.start()
         except OSError as error:
             member.died()
-            if self._was_ready:
+            if self._was_ready or _is_optional(member):
                 self._retry(member, f"could not be started ({error})")
             else:
                 self._fail(member, f"could not be started ({error})")
@@ -159,6 +179,17 @@ class Tree:
             service.listen()
         except EOFError:
             self._selector.unregister(end)
+        else:
+            if service.name == SUPERVISOR and service.state is State.READY:
+                self._judge(service.number)
+
+    def _judge(self, bits: int) -> None:
+        """Go on with this isolation of environments, or end at once: they run hostile code."""
+        refusal = self._on_isolation(bits)
+        if refusal is not None and self._failure is None and not self._is_ending:
+            self._failure = refusal
+            self._begin_end()
+            self._hurry()
 
     def _all_ready(self) -> bool:
         waiting = (*self.servers, *self.services)
@@ -167,13 +198,16 @@ class Tree:
     def _servers_ready(self) -> bool:
         return all(server.state is State.READY for server in self.servers)
 
-    def _hand_over_zygotes(self) -> None:
+    def _hand_over(self) -> None:
+        # Who just died takes nothing; its successor will.
         supervisor = self.member(SUPERVISOR)
         if isinstance(supervisor, Service) and supervisor.link is not None:
-            for zygote in self.zygotes:
-                # A supervisor that just died takes nothing; its successor will.
+            for servant in self.servants:
                 with contextlib.suppress(OSError):
-                    zygote.hand_to(supervisor.link)
+                    servant.hand_to(supervisor.link)
+        for pair in self._pairs:
+            with contextlib.suppress(OSError):
+                pair.join()
 
     # ------------------------------------------------------------------ what died
 
@@ -196,11 +230,13 @@ class Tree:
         was_asked = member.state is State.ENDING
         member.died()
         if member.name == SUPERVISOR:
-            self._doom_zygotes()
+            self._doom_servants()
         if self._is_ending:
             member.gone()
-        elif was_asked:  # a doomed zygote
+        elif was_asked:  # a doomed servant
             member.wait_to_start(0.0)
+        elif _is_optional(member) and os.waitstatus_to_exitcode(status) == EXIT_UNUSABLE:
+            self._do_without(member)
         elif self._was_ready or self._may_try_again(member, status):
             was_refusal = os.waitstatus_to_exitcode(status) > 0
             words = member.last_words() if was_refusal else ""
@@ -211,20 +247,34 @@ class Tree:
     def _may_try_again(self, member: Member, status: int) -> bool:
         """Whether one that died before all were ready is worth another try."""
         is_final = os.waitstatus_to_exitcode(status) == EXIT_UNUSABLE or isinstance(member, Server)
-        return not is_final and member.restarts.count < _FIRST_TRIES
+        has_tries = member.restarts.count < _FIRST_TRIES or _is_optional(member)
+        return not is_final and has_tries
 
     def _retry(self, member: Member, what: str, words: str = "") -> None:
         delay_s = member.restarts.delay_s
         member.wait_to_start(delay_s)
         said = f"; it said: {words}" if words else ""
-        announce.say_loudly(f"{member.name} {what}, {spoken(delay_s)}{said}")
+        lost = f"; {member.without_it}" if isinstance(member, Servant) and delay_s else ""
+        announce.say_loudly(f"{member.name} {what}, {spoken(delay_s)}{lost}{said}")
 
-    def _doom_zygotes(self) -> None:
-        """The environments of a dead supervisor end, and their zygotes with them."""
+    def _do_without(self, member: Member) -> None:
+        """It cannot work on this machine, as it says: another try would not help."""
+        member.state = State.DOWN
+        lost = member.without_it if isinstance(member, Servant) else ""
+        announce.say_loudly(f"there is no {member.name}: {member.last_words()}; {lost}")
+
+    def _doom_servants(self) -> None:
+        """The environments of a dead supervisor end, and all that served it with them."""
         self._has_doomed = True
-        for zygote in self.zygotes:
-            if zygote.is_alive and zygote.supervisor_end is None:
-                zygote.end(_ZYGOTE_GRACE_S)
+        for servant in self.servants:
+            if servant.is_alive and servant.supervisor_end is None:
+                servant.end(_grace_s(servant))
+        # Their zygotes kill them, but a frozen one would not die before it is thawed.
+        self._clear_environments()
+
+    @property
+    def _zygotes(self) -> list[Servant]:
+        return [servant for servant in self.servants if servant.is_zygote]
 
     def _fail(self, member: Member, what: str, status: int | None = None) -> None:
         if self._failure is not None:
@@ -256,7 +306,8 @@ class Tree:
             *([service] for service in first),
             by_name.values(),
             last,
-            self.zygotes,
+            self._zygotes,
+            self.servants,  # the networks go after those who are in them
             self.servers,
         ]
         self._stages = [list(stage) for stage in stages]
@@ -277,6 +328,9 @@ class Tree:
 
     def _hurry(self) -> None:
         for member in self._members:
+            if isinstance(member, Servant) and not member.is_zygote and member.is_alive:
+                member.end(_grace_s(member))  # killed, it would leave its networks behind
+                continue
             member.state = State.ENDING if member.is_alive else State.GONE
             member.kill()
 
@@ -304,11 +358,23 @@ class Tree:
 
 
 def _grace_s(member: Member) -> float:
-    if isinstance(member, Zygote):
-        return _ZYGOTE_GRACE_S
+    if isinstance(member, Servant):
+        return _ZYGOTE_GRACE_S if member.is_zygote else _PROVISIONER_GRACE_S
     if isinstance(member, Server):
         return _SERVER_GRACE_S
     return _GRACE_S.get(member.name, _SERVICE_GRACE_S)
+
+
+def _is_optional(member: Member) -> bool:
+    return isinstance(member, Servant) and bool(member.without_it)
+
+
+def _pairs(services: Sequence[Service]) -> list[Pair]:
+    """Gateway and supervisor talk to each other directly."""
+    by_name = {service.name: service for service in services}
+    if GATEWAY in by_name and SUPERVISOR in by_name:
+        return [Pair(by_name[SUPERVISOR], by_name[GATEWAY])]
+    return []
 
 
 @contextlib.contextmanager

@@ -14,9 +14,12 @@ import structlog
 
 from trivet.bus.consume import Intake
 from trivet.bus.dequeue import DurableIntake
-from trivet.bus.resp import parse_address
+from trivet.bus.resp import RECONNECT_S, parse_address
 from trivet.control import Control
+from trivet.core.egress import parse
 from trivet.core.measures import Family
+from trivet.errors import Unavailable
+from trivet.launcher.link import GATEWAY, PROVISIONER
 from trivet.reporting import configure_logging
 from trivet.runtimes import inherited_runtimes
 from trivet.settings import Settings, inherited_settings
@@ -24,12 +27,19 @@ from trivet.store.blobs import Blobs
 from trivet.store.functions import FunctionStore
 from trivet.store.logs import LogWriter
 from trivet.store.retention import keep_swept
+from trivet.store.roles import Roles, RoleStore
+from trivet.supervisor.briefing import Briefing
+from trivet.supervisor.cgroups import inherited_cgroups
 from trivet.supervisor.counters import DURABLE, EXPRESS, keep_reporting, observed
 from trivet.supervisor.deadlines import Deadlines
 from trivet.supervisor.dispatch import Dispatcher
+from trivet.supervisor.doors import Doors
 from trivet.supervisor.meter import Meter
 from trivet.supervisor.pool import Pool
+from trivet.supervisor.quarters import Premises
+from trivet.supervisor.rooms import Rooms
 from trivet.supervisor.settlement import Settlement
+from trivet.supervisor.slots import Slots
 
 log = structlog.get_logger()
 
@@ -46,14 +56,22 @@ async def supervise(settings: Settings) -> None:
     writer = LogWriter(settings.logs_path)
     durable = redis.asyncio.Redis.from_url(settings.durable_address, protocol=2)
     stop = anyio.Event()
+    briefing = Briefing(settings, await _roles(durable))
+    slots = Slots(settings.first_uid, inherited_cgroups())
+    rooms = Rooms(parse(settings.egress), on_disk=settings.scratch != "memory")
+    doors = Doors()
+    doors.on_permit = rooms.permit
     async with anyio.create_task_group() as tasks:
         pool = Pool(
             settings,
             runtimes,
             Blobs(settings.blobs_path),
             writer,
+            Premises(settings, slots, rooms=rooms, doors=doors),
+            briefing,
             freed=lambda: dispatcher.slot_freed(),
         )
+        control.on_closed(lambda: _leave(pool))
         dispatcher = Dispatcher(settings, pool, FunctionStore(durable), Deadlines(), tasks)
         node, epoch = settings.node, f"{time.time_ns():x}"
         express = parse_address(settings.express_address)
@@ -76,10 +94,14 @@ async def supervise(settings: Settings) -> None:
             durable_intake.leave_idle()
 
         control.on_zygote(lambda runtime, link: pool.zygotes[runtime].attach(link))
+        control.on_peer(GATEWAY, doors.attach)
+        control.on_peer(PROVISIONER, rooms.attach)
 
         async def announce() -> None:
             await pool.ready()
             control.ready({"isolation": pool.isolation})
+            # A zygote that was started again may find less.
+            pool.on_isolation = lambda: control.ready({"isolation": pool.isolation})
 
         def connected() -> None:
             tasks.start_soon(announce)
@@ -114,10 +136,30 @@ async def supervise(settings: Settings) -> None:
         pool.kill_all()
         with anyio.move_on_after(2):
             await pool.emptied()
+        doors.close()
+        rooms.close()
+        slots.close()
         tasks.cancel_scope.cancel()
     writer.flush()
     writer.close()
     await durable.aclose()
+
+
+async def _roles(durable: redis.asyncio.Redis) -> Roles:
+    """No environment starts without credentials, so this waits for the durable server."""
+    while True:
+        try:
+            return await RoleStore(durable).ensure()
+        except Unavailable as error:
+            log.warning("roles.unavailable", error=str(error))
+            await anyio.sleep(RECONNECT_S)
+
+
+def _leave(pool: Pool) -> None:
+    """The launcher is gone, so the zygotes end all environments, which those that are frozen
+    cannot follow. Nobody else is left to thaw them."""
+    pool.thaw_all()
+    os._exit(0)
 
 
 async def _stop_on_signal(stop: anyio.Event) -> None:

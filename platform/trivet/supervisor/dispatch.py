@@ -292,6 +292,7 @@ class Dispatcher:
                 if fleet.queue:
                     self._assign(fleet)  # what it waits for may take longer than was to be expected
                 if fleet.is_empty:
+                    fleet.close()
                     del self._fleets[key]
                     self._by_function[key[0]].remove(fleet)
                     if not self._by_function[key[0]]:

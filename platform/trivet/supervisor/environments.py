@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Protocol
 
+import structlog
+
 from trivet.core.functions import FunctionVersion
 from trivet.core.lifecycle import Signal, State, moved
-from trivet.core.variables import environment_variables, log_group
 from trivet.supervisor.bodies import Body
 from trivet.supervisor.journal import Journal
 from trivet_worker import wire
+
+log = structlog.get_logger()
 
 
 class Owner(Protocol):
@@ -30,11 +32,25 @@ class Owner(Protocol):
     def exited(self, environment: Environment, status: int | None) -> None: ...
 
 
+class Resting(Protocol):
+    """Who decides when an idle environment freezes."""
+
+    def rested(self, environment: Environment) -> None: ...
+
+    def woken(self, environment: Environment) -> None: ...
+
+
 class Environment:
     """The supervisor's view of one process. Implements `bodies.Tenant`."""
 
     def __init__(
-        self, owner: Owner, version: FunctionVersion, body: Body, journal: Journal, init: bytes
+        self,
+        owner: Owner,
+        version: FunctionVersion,
+        body: Body,
+        journal: Journal,
+        init: bytes,
+        frost: Resting,
     ) -> None:
         self.owner = owner
         self.version = version
@@ -44,7 +60,8 @@ class Environment:
         self.asked_ns = time.monotonic_ns()
         self.init_ns = 0
         self.idle_since = 0.0  # loop time
-        self.peak_kib = 0
+        self._said_kib = 0  # its peak, as it says itself
+        self._frost = frost
         self._began_init_ns = self.asked_ns
         self._attempt = 0
         self._body = body
@@ -56,7 +73,21 @@ class Environment:
 
     @property
     def peak_mb(self) -> int:
-        return -(-self.peak_kib // 1024)
+        """The most memory it ever used: as the kernel counts it, or else as it says itself."""
+        counted_kib = self._body.peak_kib()
+        if counted_kib is None:
+            return -(-self._said_kib // 1024)
+        # Its files in memory have room of their own, and count here too.
+        return min(-(-counted_kib // 1024), self.version.memory_mb)
+
+    @property
+    def ran_out_of_memory(self) -> bool:
+        """Whether the kernel killed a process of it for want of memory, be it not the first."""
+        return self._body.oom_kills() > 0
+
+    @property
+    def age_s(self) -> float:
+        return (time.monotonic_ns() - self.asked_ns) / 1e9
 
     @property
     def is_refused(self) -> bool:
@@ -64,7 +95,24 @@ class Environment:
         return self._body.is_refused
 
     def move(self, signal: Signal) -> None:
-        self.state = moved(self.state, signal)
+        before = self.state
+        self.state = moved(before, signal)
+        if before is State.IDLE:
+            self._frost.woken(self)
+
+    def rest(self, now: float) -> None:
+        """Nothing waits for it. `now`: loop time."""
+        self.idle_since = now
+        self._frost.rested(self)
+
+    def freeze(self) -> None:
+        """None of its threads runs until the next event."""
+        try:
+            self._body.freeze()
+        except OSError as error:
+            log.warning("environment.unfrozen", environment=repr(self), error=str(error))
+            return
+        self.move(Signal.FROZEN)
 
     def embodied(self) -> None:
         if self.state is not State.STARTING:
@@ -75,11 +123,15 @@ class Environment:
 
     def invoke(self, head: bytes, payload: bytes) -> None:
         """Send one event; `head` is wire.EVENT_HEAD and its strings."""
+        if self.state is State.FROZEN:
+            self._body.thaw()
         self.move(Signal.INVOKED)
         self._attempt += 1
+        if self._attempt == 1:
+            self._body.throttle()
         length = len(head) + len(payload)
         frame = wire.FRAME.pack(wire.EVENT, self._attempt, length)
-        self._body.send(b"".join((frame, head, payload)))
+        self._body.deliver(b"".join((frame, head, payload)))
 
     def received(self, data: bytes) -> None:
         if not data:
@@ -111,7 +163,7 @@ class Environment:
         state = self.state
         if state in (State.DYING, State.DEAD):
             return False
-        (self.peak_kib,) = wire.USAGE.unpack_from(body)
+        (self._said_kib,) = wire.USAGE.unpack_from(body)
         payload = body[wire.USAGE.size :]
         if state is State.BUSY and attempt == self._attempt and kind in (wire.RESULT, wire.ERROR):
             self.owner.answered(self, kind == wire.ERROR, payload)
@@ -144,24 +196,3 @@ class Environment:
         self.journal.close()
         self.owner.exited(self, status)
         self.move(Signal.EXITED)
-
-
-def pack_init(version: FunctionVersion, *, region: str, task_root: str, log_stream: str) -> bytes:
-    """The INIT body, as wire.py says."""
-    variables = environment_variables(
-        version, region=region, log_stream=log_stream, task_root=task_root
-    )
-    return json.dumps(
-        {
-            "handler": version.handler,
-            "task_root": task_root,
-            "environment": variables,
-            "function": {
-                "name": version.function,
-                "version": version.version,
-                "memory_mb": version.memory_mb,
-                "log_group": log_group(version.function),
-                "log_stream": log_stream,
-            },
-        }
-    ).encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections import deque
 from collections.abc import Callable
@@ -29,6 +30,7 @@ log = structlog.get_logger()
 # A zygote that refuses this often in a row will refuse again: tell the callers.
 MOST_REFUSALS = 3
 SMOOTHING = 0.2  # weight of the newest measurement
+OLDEST_S = 24 * 3_600  # the credentials that an environment was started with expire some time
 
 
 @dataclass(slots=True, eq=False)
@@ -187,9 +189,17 @@ class Fleet:
         run_ns = time.monotonic_ns() - attempt.began_ns
         self._run_ms = _smoothed(self._run_ms, run_ns / 1e6)
         outcome = outcomes.raised(payload) if is_error else outcomes.returned(payload)
+        # The kernel may have chosen a child of the runtime, which then answers all the same. What
+        # is left of it is not to be trusted with another event.
+        is_worn = environment.ran_out_of_memory
         self._close(environment, attempt, outcome, run_ns)
         environment.move(Signal.ANSWERED)
-        self._rest(environment)
+        if is_worn:
+            self._end(environment)
+            self.assign()
+            self._rested(self.version.function)
+        else:
+            self._rest(environment)
 
     def broke_protocol(self, environment: Environment) -> None:
         attempt = self._running.pop(environment, None)
@@ -214,7 +224,7 @@ class Fleet:
         attempt = self._running.pop(environment, None)
         if attempt is not None:
             clear(attempt.deadline)
-            outcome = outcomes.exited(attempt.delivery.request_id, status)
+            outcome = _ended(environment, attempt.delivery.request_id, status)
             self._close(environment, attempt, outcome, time.monotonic_ns() - attempt.began_ns)
         elif environment in self._starting:
             self._exited_starting(environment, status)
@@ -237,7 +247,7 @@ class Fleet:
             return
         environment.init_ns = time.monotonic_ns() - environment.asked_ns
         waiting = self.queue[0].request_id if self.queue else ""
-        self._give_up_start(environment, outcomes.exited(waiting, status))
+        self._give_up_start(environment, _ended(environment, waiting, status))
 
     # ------------------------------------------------------------------ deadlines
 
@@ -322,8 +332,9 @@ class Fleet:
         elif self.queue or self.is_superseded:
             self._end(environment)
         else:
-            environment.idle_since = self._loop.time()
+            environment.rest(self._loop.time())
             self.idle.append(environment)
+            self._pool.used(self.version)
         self._rested(self.version.function)
 
     def _end(self, environment: Environment) -> None:
@@ -331,10 +342,9 @@ class Fleet:
         self._pool.release(environment)
 
     def retire(self, *, idle_before: float) -> int:
-        """End the environments idle since before that instant of the loop's clock."""
-        kept = [e for e in self.idle if e.idle_since >= idle_before]
-        retired = [e for e in self.idle if e.idle_since < idle_before]
-        self.idle = kept
+        """End the environments idle since before that instant of the loop's clock, and the old."""
+        retired = [e for e in self.idle if e.idle_since < idle_before or e.age_s > OLDEST_S]
+        self.idle = [e for e in self.idle if e not in retired]
         for environment in retired:
             self._end(environment)
         return len(retired)
@@ -348,6 +358,11 @@ class Fleet:
         """Another version took this one's place: finish what waits, and keep nothing warm."""
         self.is_superseded = True
         self.retire(idle_before=float("inf"))
+        self._pool.unused(self.version)
+
+    def close(self) -> None:
+        """It is empty, and is being forgotten."""
+        self._pool.unused(self.version)
 
     def fail_expired(self, now_ms: int) -> None:
         """Refuse the events that waited too long here while nothing could run them."""
@@ -357,6 +372,13 @@ class Fleet:
     def _fail_all(self, message: str) -> None:
         while self.queue:
             self._settlement.failed(self.queue.popleft(), message)
+
+
+def _ended(environment: Environment, request_id: str, status: int | None) -> Outcome:
+    """What it means that an environment ended by itself."""
+    if status in (None, -signal.SIGKILL) and environment.ran_out_of_memory:
+        return outcomes.out_of_memory(request_id)
+    return outcomes.exited(request_id, status)
 
 
 def _smoothed(old: float | None, new: float) -> float:

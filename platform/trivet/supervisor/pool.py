@@ -1,7 +1,8 @@
-"""Pool: all environments on this host, and what they share: slots, uids, zygotes, cells."""
+"""Pool: all environments on this host, and what they share: places, zygotes, cells and spares."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import time
@@ -13,14 +14,18 @@ import anyio
 import structlog
 
 from trivet.core.functions import FunctionVersion
-from trivet.runtimes import Runtime
+from trivet.runtimes import CUSTOM_NAMES, Runtime
 from trivet.settings import Settings
 from trivet.store.blobs import Blobs
 from trivet.store.logs import LogWriter
 from trivet.supervisor.bodies import Body
+from trivet.supervisor.briefing import Briefing
 from trivet.supervisor.counters import Counters
-from trivet.supervisor.environments import Environment, Owner, pack_init
+from trivet.supervisor.environments import Environment, Owner
+from trivet.supervisor.frost import Frost
 from trivet.supervisor.journal import Journal
+from trivet.supervisor.quarters import Premises
+from trivet.supervisor.spares import Spares
 from trivet.supervisor.zygotes import Zygote
 from trivet_worker import wire
 
@@ -41,6 +46,8 @@ class Pool:
         runtimes: Mapping[str, Runtime],
         blobs: Blobs,
         writer: LogWriter,
+        premises: Premises,
+        briefing: Briefing,
         *,
         freed: Callable[[], None],
     ) -> None:
@@ -48,33 +55,41 @@ class Pool:
         self._settings = settings
         self._blobs = blobs
         self._writer = writer
+        self._premises = premises
+        self._briefing = briefing
         self._freed = freed
         self.zygotes = {name: Zygote(name) for name in runtimes}
+        # Our own interpreter, the first of them, starts what functions bring along.
+        self._custom = next((n for n, runtime in runtimes.items() if runtime.kind == "python"), "")
         self._has_cells = {name for name, runtime in runtimes.items() if runtime.kind == "node"}
         self._cells: dict[str, deque[Body]] = {name: deque() for name in self._has_cells}
         self._bodies: set[Body] = set()
-        self._uids = iter(range(settings.first_uid, settings.first_uid + 60_000))
-        self._free_uids: deque[int] = deque()
         self._living: set[Environment] = set()
         self._emptied: anyio.Event | None = None  # set once nothing lives any more
         self.starting = 0
         self.counters = Counters()
+        self._frost = Frost(settings.freeze_after_ms / 1000)
+        self._spares = Spares(settings.spares, asyncio.get_running_loop(), self._make_spare)
         for name in self.zygotes:
             self.zygotes[name].on_ready = partial(self._zygote_ready, name)
+        # Called when a zygote said how far it isolates.
+        self.on_isolation: Callable[[], None] = lambda: None
 
     def __repr__(self) -> str:
         states = [e.state.value for e in self._living]
-        counts = ", ".join(f"{states.count(s)} {s}" for s in ("idle", "busy", "starting"))
+        counts = ", ".join(f"{states.count(s)} {s}" for s in ("idle", "frozen", "busy", "starting"))
         return f"<Pool {counts}>"
 
     def census(self) -> dict[str, int]:
-        """How many environments are in each state; a cell is one that has no function yet."""
+        """How many environments are in each state; a cell is one that has no function yet, and a
+        spare one that has run nothing of its function yet."""
         states = Counter(environment.state.value for environment in self._living)
-        return {**states, "cell": sum(map(len, self._cells.values()))}
+        cells = sum(map(len, self._cells.values()))
+        return {**states, "cell": cells, "spare": len(self._spares)}
 
     @property
     def free_slots(self) -> int:
-        """How many more environments may be started now."""
+        """How many more environments may be started now. Spares give way to them."""
         slots = self._settings.max_environments - len(self._living)
         return max(0, min(slots, STARTS_AT_ONCE - self.starting))
 
@@ -83,59 +98,105 @@ class Pool:
         return len(self._living) >= self._settings.max_environments
 
     def runs(self, runtime: str) -> bool:
-        return runtime in self.zygotes
+        return self._zygote_name(runtime) in self.zygotes
 
     def can_start(self, runtime: str) -> bool:
         """Whether its zygote ever said how far it isolates: an environment is made to that."""
-        return self.zygotes[runtime].ready.is_set()
+        return self.zygotes[self._zygote_name(runtime)].ready.is_set()
+
+    def _zygote_name(self, runtime: str) -> str:
+        return self._custom if runtime in CUSTOM_NAMES else runtime
 
     # ------------------------------------------------------------------ starting
 
     def start(self, owner: Owner, version: FunctionVersion) -> Environment:
-        """Begin an environment of `version`. Raises FileNotFoundError if its code is gone."""
-        name = version.runtime
-        tree = _open_tree(str(self._blobs.tree(version.code_sha256)))
-        cells = self._cells.get(name)
-        if cells is None:
-            body, furniture = self._new_body(name, tree), None
-        else:
-            body, furniture = cells.popleft() if cells else self._new_body(name, None), tree
+        """Begin an environment of `version`. Raises OSError if its code is gone, say."""
+        name = self._zygote_name(version.runtime)
+        body, furniture = self._body_for(name, version)
         stream = time.strftime("%Y/%m/%d/", time.gmtime())
         stream += f"[{version.version}]{secrets.token_hex(16)}"
         journal = Journal(
             self._writer, version, stream, body.log_pipe, self._settings.log_bytes_per_s
         )
-        walled = self.zygotes[name].isolation & wire.ISOLATION_MOUNT
-        root = TASK_ROOT if walled else str(self._blobs.tree(version.code_sha256))
-        init = pack_init(version, region=self._settings.region, task_root=root, log_stream=stream)
-        environment = Environment(owner, version, body, journal, init)
+        isolation = self.zygotes[name].isolation
+        is_walled = isolation & wire.ISOLATION_MOUNT
+        root = TASK_ROOT if is_walled else str(self._blobs.tree(version.code_sha256))
+        init = self._briefing.pack(version, isolation=isolation, task_root=root, log_stream=stream)
+        environment = Environment(owner, version, body, journal, init, self._frost)
         self._living.add(environment)
         self.starting += 1
-        body.move_in(environment, furniture)
-        if cells is not None:
+        body.move_in(environment, version, furniture)
+        if name in self._has_cells:
             self._refill(name)
         return environment
 
-    def _new_body(self, runtime: str, tree: int | None) -> Body:
-        zygote = self.zygotes[runtime]
-        body = Body(zygote, self._lease_uid(zygote), ended=self._on_body_ended, tree=tree)
+    def _body_for(self, zygote: str, version: FunctionVersion) -> tuple[Body, int | None]:
+        """A body for a new tenant, and the code that is to be moved into it then."""
+        cells = self._cells.get(zygote)
+        spare = self._spares.take(version.key)
+        if spare is not None:
+            return spare, None
+        if len(self._living) + len(self._spares) >= self._settings.max_environments:
+            self._give_up(self._spares.give_up())
+        tree = _open_tree(str(self._blobs.tree(version.code_sha256)))
+        if cells is None:
+            return self._new_body(zygote, version, tree), None
+        if cells and self._premises.suit_anyone(version):
+            return cells.popleft(), tree
+        try:
+            return self._new_body(zygote, version, None), tree
+        except OSError:
+            os.close(tree)
+            raise
+
+    def _new_body(self, zygote: str, version: FunctionVersion | None, tree: int | None) -> Body:
+        body = Body(self.zygotes[zygote], self._premises, version, tree, ended=self._on_body_ended)
         self._bodies.add(body)
         return body
 
     def _zygote_ready(self, runtime: str) -> None:
         if runtime in self._has_cells:
             self._refill(runtime)
+        self.on_isolation()
         self._freed()
 
     def _refill(self, runtime: str) -> None:
         cells = self._cells[runtime]
         while len(cells) < self._settings.cells and self.zygotes[runtime].ready.is_set():
-            cells.append(self._new_body(runtime, None))
+            try:
+                cells.append(self._new_body(runtime, None, None))
+            except OSError as error:
+                log.error("cell.refused", runtime=runtime, error=str(error))
+                return
 
-    def _lease_uid(self, zygote: Zygote) -> int:
-        if not zygote.isolation & wire.ISOLATION_UID:
-            return 0  # the whole tree runs as one user, who cannot become another
-        return self._free_uids.popleft() if self._free_uids else next(self._uids)
+    # ------------------------------------------------------------------ spares
+
+    def used(self, version: FunctionVersion) -> None:
+        """`version` is in use, and an environment of it fell idle: the next start may be near."""
+        if self._spares.lacks(version.key) and version.runtime not in self._has_cells:
+            self._spares.want(version)
+
+    def unused(self, version: FunctionVersion) -> None:
+        """No start of `version` is to be expected any more."""
+        for body in self._spares.forget(version.key):
+            self._give_up(body)
+
+    def _make_spare(self, version: FunctionVersion) -> Body | None:
+        """None when the host has something better to do with the place, or with the time."""
+        zygote = self.zygotes[self._zygote_name(version.runtime)]
+        held = len(self._living) + len(self._spares)
+        if self.starting or held >= self._settings.max_environments or not zygote.is_up:
+            return None
+        try:
+            tree = _open_tree(str(self._blobs.tree(version.code_sha256)))
+            return self._new_body(zygote.runtime, version, tree)
+        except OSError as error:
+            log.warning("spare.refused", function=version.function, error=str(error))
+            return None
+
+    def _give_up(self, spare: Body | None) -> None:
+        if spare is not None:
+            spare.kill()
 
     # ------------------------------------------------------------------ ending
 
@@ -154,16 +215,21 @@ class Pool:
         self._bodies.discard(body)
         if not self._bodies and self._emptied is not None:
             self._emptied.set()
-        if body.uid:
-            self._free_uids.append(body.uid)
+        if self._spares.discard(body):
+            log.warning("spare.ended", runtime=body.zygote.runtime)
         cells = self._cells.get(body.zygote.runtime)
         if cells is not None and body in cells:
             cells.remove(body)
             log.warning("cell.ended", runtime=body.zygote.runtime)
 
     def kill_all(self) -> None:
-        for body in self._bodies:
+        for body in list(self._bodies):
             body.kill()
+
+    def thaw_all(self) -> None:
+        """Let what is frozen be ended by others."""
+        for body in self._bodies:
+            body.thaw()
 
     async def emptied(self) -> None:
         """Returns when every process is gone."""

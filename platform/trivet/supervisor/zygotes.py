@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import signal
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -23,15 +24,20 @@ from trivet_worker import wire
 log = structlog.get_logger()
 
 
+_DOORS = (wire.DOOR_AWS, wire.DOOR_NAMES, wire.DOOR_RUNTIME)
+
+
 class Process(Protocol):
     """Who started a process through a zygote, and is told what becomes of it."""
 
-    def started(self, pidfd: int) -> None: ...
+    def started(self, doors: Mapping[int, int]) -> None:
+        """It runs. `doors`: descriptors by wire.DOOR_*, now its own."""
+        ...
 
     def filled(self) -> None: ...
 
     def refused(self) -> None:
-        """Its zygote could not start it, or not complete it. `exited` follows."""
+        """Its zygote could not start it, or not complete it. `exited` follows, in its time."""
         ...
 
     def exited(self, status: int | None) -> None:
@@ -42,6 +48,7 @@ class Process(Protocol):
 @dataclass(slots=True)
 class _Entry:
     process: Process
+    uid: int
     pidfd: int = -1
     is_gone: bool = False  # it exited; how, its zygote is about to tell
     is_orphan: bool = False  # its zygote died before it: nobody will tell how it exits
@@ -65,6 +72,10 @@ class Zygote:
         state = "up" if self._link else "down"
         return f"<Zygote {self.runtime} {state}, {len(self._entries)} processes>"
 
+    @property
+    def is_up(self) -> bool:
+        return self._link is not None
+
     def attach(self, link: socket.socket) -> None:
         """Use a new zygote; the processes of the one before are handed to it."""
         if self._link is not None:
@@ -77,7 +88,7 @@ class Zygote:
         for number, entry in self._entries.items():
             if entry.is_orphan:
                 # Before what waits already: a KILL names only what a zygote knows.
-                adopt = wire.COMMAND.pack(wire.ADOPT, number, 0, 0)
+                adopt = wire.COMMAND.pack(wire.ADOPT, number, entry.uid, 0)
                 self._unsent.appendleft((number, adopt, [os.dup(entry.pidfd)]))
         self._flush()
 
@@ -101,7 +112,7 @@ class Zygote:
         `fds` (channel, log pipe, and those that `given` names) are closed here once sent.
         """
         number = next(self._ids)
-        self._entries[number] = _Entry(process)
+        self._entries[number] = _Entry(process, uid)
         self._send(wire.SPAWN, number, uid, given, fds=fds)
         return number
 
@@ -109,10 +120,11 @@ class Zygote:
         """Move the code tree into the waiting cell `number`; closes `tree` once sent."""
         self._send(wire.FILL, number, 0, wire.WITH_CODE, fds=[tree])
 
-    def kill(self, number: int) -> None:
+    def signal(self, number: int, sent: int) -> None:
+        """SIGKILL; or SIGSTOP and SIGCONT, to the first process of `number` only."""
         entry = self._entries.get(number)
         if entry is not None and entry.pidfd >= 0:
-            self._send(wire.KILL, number)
+            self._send(wire.KILL, number, 0 if sent == signal.SIGKILL else sent)
 
     def _send(
         self, kind: int, number: int, first: int = 0, second: int = 0, *, fds: Sequence[int] = ()
@@ -169,18 +181,29 @@ class Zygote:
             for fd in fds:
                 os.close(fd)
         elif kind == wire.STARTED:
-            entry.pidfd = fds[0]
-            asyncio.get_running_loop().add_reader(entry.pidfd, self._gone, number)
-            entry.process.started(entry.pidfd)
+            self._started(number, entry, second, fds)
         elif kind == wire.FILLED:
             entry.process.filled()
         elif kind == wire.EXITED:
             self._end(number, first)
         elif kind == wire.REFUSED:
             log.error("environment.refused", runtime=self.runtime, error=os.strerror(first))
-            self.kill(number)
             entry.process.refused()
-            self._end(number, None)
+            if entry.pidfd < 0:
+                self._end(number, None)
+            else:
+                self.signal(number, signal.SIGKILL)  # a cell: it lives until its end is told
+
+    def _started(self, number: int, entry: _Entry, doors: int, fds: list[int]) -> None:
+        if not fds:
+            # No descriptor was free here to take it with: it cannot be watched, so it must end.
+            self._send(wire.KILL, number)
+            entry.process.refused()
+            return
+        entry.pidfd = fds[0]
+        asyncio.get_running_loop().add_reader(entry.pidfd, self._gone, number)
+        bits = [bit for bit in _DOORS if doors & bit]
+        entry.process.started(dict(zip(bits, fds[1:], strict=False)))
 
     def _gone(self, number: int) -> None:
         """The process exited. Its zygote tells how; without a zygote nobody will."""

@@ -14,7 +14,7 @@ import anyio.to_thread
 
 from trivet.aws.services import Caller, Operation, Services
 from trivet.core.arns import LATEST
-from trivet.core.functions import Function, FunctionVersion, changed
+from trivet.core.functions import Function, FunctionVersion, changed, tagged
 from trivet.errors import CallerError, Conflict, PreconditionFailed
 from trivet.store.functions import STALE_REVISION
 
@@ -51,10 +51,8 @@ async def create_function(
         code_sha256=blob.sha256_hex,
         role=params["Role"],
     )
-    function = Function(
-        latest=version, code_bytes=blob.bytes, revision_id="", last_modified_ms=0, tags=tags
-    )
-    function = touched(_with_settings(function, params))
+    function = Function(latest=version, code_bytes=blob.bytes, revision_id="", last_modified_ms=0)
+    function = touched(_with_settings(tagged(function, tags), params))
     await services.functions.create(function)
     await services.changed(name)
     return configuration(services.place, function, state=CREATING)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from trivet.aws.constraints import Violation, refusal
+from trivet.core import egress
+from trivet.core.functions import EGRESS_TAG
 from trivet.errors import CallerError
 
 MAX_TIMEOUT_S = 900
@@ -81,3 +83,8 @@ def check_tags(tags: Mapping[str, str]) -> None:
         raise CallerError("Number of tags exceeds resource tag limit.")
     if any(key.lower().startswith("aws:") for key in tags):
         raise CallerError("aws: prefixed tag key names are not allowed for external use.")
+    if EGRESS_TAG in tags:
+        try:
+            egress.parse(tags[EGRESS_TAG])
+        except ValueError as error:
+            raise CallerError(f"The tag {EGRESS_TAG} cannot be used: {error}") from None

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from trivet.aws.services import Caller, Operation, Services
-from trivet.core.functions import Function
+from trivet.core.functions import Function, tagged
 from trivet.errors import CallerError, FunctionNotFound
 
 from .functions import edited
@@ -28,7 +27,7 @@ async def tag_resource(
     def edit(function: Function) -> Function:
         tags = {**function.tags, **params["Tags"]}
         check_tags(tags)
-        return replace(function, tags=tags)
+        return tagged(function, tags)
 
     await edited(services, wanted, {}, edit)
     return {}
@@ -42,7 +41,7 @@ async def untag_resource(
 
     def edit(function: Function) -> Function:
         tags = {key: value for key, value in function.tags.items() if key not in gone}
-        return replace(function, tags=tags)
+        return tagged(function, tags)
 
     await edited(services, wanted, {}, edit)
     return {}
