@@ -254,6 +254,66 @@ def test_without_its_cgroup_an_environment_is_refused(code: Code, bases: list[Pa
     zygote.close()
 
 
+_UNIFIED = Path("/sys/fs/cgroup/unified")
+_IN_ITS_CGROUP = """
+import os, signal, subprocess, threading
+def handler(event, context):
+    if event == "abort":
+        os.abort()
+    threads = [threading.Thread(target=lambda: done.append(1)) for _ in range(4)]
+    done = []
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    lock = threading.RLock()
+    with lock, lock:
+        said = subprocess.run(["/bin/echo", "hi"], capture_output=True, text=True).stdout
+    child = os.fork()
+    if child == 0:
+        os._exit(7)
+    return [os.getpid(), threading.get_native_id(), len(done), said, os.waitpid(child, 0)[1] >> 8]
+"""
+
+
+@pytest.fixture
+def base_of_version_2() -> Iterator[Path]:
+    base = Path(tempfile.mkdtemp(prefix="trivet-test-", dir=_UNIFIED))
+    yield base
+    for child in base.iterdir():
+        if child.is_dir():
+            child.rmdir()
+    base.rmdir()
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not (_UNIFIED / "cgroup.procs").exists(),
+    reason="needs root and a cgroup2 mount",
+)
+def test_on_version_2_an_environment_is_born_in_its_cgroup(
+    code: Code, base_of_version_2: Path
+) -> None:
+    """By clone3, behind the C library's back: what it keeps of a process must be right inside."""
+    base = base_of_version_2
+    zygote = driver.start_zygote(cgroups=[str(base)])
+    assert zygote.bits & wire.ISOLATION_CGROUP
+    uid = next(zygote.uids)
+    (base / str(uid)).mkdir()
+    folder = code(_IN_ITS_CGROUP)
+    environment = zygote.started(zygote.send_spawn(folder, uid, joins_cgroup=True))
+    assert (base / str(uid) / "cgroup.procs").read_text().split() == [str(environment.pid)]
+    environment.init()
+    for _ in range(3):
+        assert environment.invoke().json == [1, 1, 4, "hi\n", 7]
+    assert "populated 1" in (base / str(uid) / "cgroup.events").read_text()
+    # A frozen one is killed by its cgroup, whole.
+    (base / str(uid) / "cgroup.freeze").write_text("1")
+    (base / str(uid) / "cgroup.kill").write_text("1")
+    assert environment.exit_status() == -signal.SIGKILL
+    assert "populated 0" in (base / str(uid) / "cgroup.events").read_text()
+    missing = zygote.send_spawn(folder, joins_cgroup=True)
+    assert zygote.refused(missing.number).first == errno.ENOENT
+    zygote.close()
+
+
 def test_a_cgroup_that_the_zygote_does_not_have_is_refused(zygote: Zygote, code: Code) -> None:
     environment = zygote.send_spawn(code(_LOOK), joins_cgroup=True)
     assert zygote.refused(environment.number).first == errno.EPERM

@@ -109,9 +109,20 @@ class Isolation:
     pids: int = -1
     last_filter: bytes = b""
     masks: tuple[tuple[str, str], ...] = ()
+    thread_id: int = 0  # see kernel.thread_id_place; 0: nothing can be born in its cgroup
 
-    def fork(self) -> int:
-        """Fork a process that is to become an environment: PID 1 of its own namespace."""
+    def fork(self, cgroup: str) -> int:
+        """Fork a process that is to become an environment: PID 1 of its own namespace.
+
+        Where it can be born in its cgroup, it is; elsewhere `enter` moves it.
+        """
+        if cgroup and self.thread_id:
+            folder = os.open(f"{self.needs.cgroups[0]}/{cgroup}", os.O_PATH | os.O_DIRECTORY)
+            spaces = kernel.CLONE_NEWPID if self.bits & ISOLATION_PID else 0
+            try:
+                return kernel.fork_into(folder, spaces, self.thread_id)
+            finally:
+                os.close(folder)
         if not self.bits & ISOLATION_PID:
             return os.fork()
         if self.bits & ISOLATION_USER:
@@ -132,7 +143,7 @@ class Isolation:
         `give(bits, sockets)` is told of the doors (DOOR_*) that were opened, if any.
         """
         os.setsid()  # no terminal, and a group that one signal can reach
-        if place.cgroup:
+        if place.cgroup and not self.thread_id:
             for base in self.needs.cgroups:
                 _join_cgroup(f"{base}/{place.cgroup}")
         if self.bits & ISOLATION_MOUNT:
@@ -243,7 +254,7 @@ def _attempt(bits: int, needs: Needs) -> int:
         isolation = _prepare(bits, needs)
         code = os.open(os.path.dirname(__file__), os.O_PATH | os.O_DIRECTORY)
         channel, log, null, report = (os.open(os.devnull, os.O_RDWR) for _ in range(4))
-        environment = isolation.fork()
+        environment = isolation.fork(cgroup)
         if environment == 0:
             place = Place(channel, log, null, report, _NOBODY, code=code, cgroup=cgroup)
             isolation.enter(place, lambda bits, sockets: None)
@@ -288,7 +299,8 @@ def _prepare(bits: int, needs: Needs) -> Isolation:
             raise OSError(errno.ENOSYS, "system call numbers are not known here")
         first, last_filter = programs
         kernel.set_filter(first)
-    return Isolation(bits, needs, home, inside, pids, last_filter, view.masks())
+    thread_id = kernel.thread_id_place() if _is_version_2(bits, needs) else 0
+    return Isolation(bits, needs, home, inside, pids, last_filter, view.masks(), thread_id)
 
 
 def _own_user_namespace(bits: int) -> None:
@@ -301,6 +313,11 @@ def _own_user_namespace(bits: int) -> None:
             file.write(content)
     if bits & ISOLATION_MOUNT:
         kernel.make_private("/")
+
+
+def _is_version_2(bits: int, needs: Needs) -> bool:
+    is_one = bits & ISOLATION_CGROUP and len(needs.cgroups) == 1
+    return bool(is_one and os.path.exists(f"{needs.cgroups[0]}/cgroup.controllers"))
 
 
 def _join_cgroup(folder: str) -> None:

@@ -209,11 +209,11 @@ class Zygote:
     def _spawn(
         self, number: int, uid: int, second: int, pipes: list[int], given: dict[str, int]
     ) -> Place | None:
-        wants_cgroup = bool(second & WITH_CGROUP)
+        cgroup = str(uid) if second & WITH_CGROUP else ""
         if (
             (uid != 0) != bool(self._level.bits & ISOLATION_UID)
             or uid < 0
-            or (wants_cgroup and not self._level.bits & ISOLATION_CGROUP)
+            or (cgroup and not self._level.bits & ISOLATION_CGROUP)
         ):
             # With root's power every environment has a uid of its own; without, none has.
             self._send(REFUSED, number, errno.EPERM)
@@ -221,7 +221,7 @@ class Zygote:
         reader = writer = None
         try:
             reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            pid = self._level.fork()
+            pid = self._level.fork(cgroup)
         except OSError as error:
             for end in (reader, writer):
                 if end is not None:
@@ -236,7 +236,7 @@ class Zygote:
                 report=writer.detach(),
                 uid=uid,
                 tmp_mb=second >> 8 or DEFAULT_TMP_MB,
-                cgroup=str(uid) if wants_cgroup else "",
+                cgroup=cgroup,
                 is_custom=bool(second & AS_CUSTOM),
                 **given,
             )
