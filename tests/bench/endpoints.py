@@ -74,13 +74,15 @@ class Endpoint:
             config=Config(retries={"total_max_attempts": 1}, read_timeout=60),
         )
 
-    def deploy(self, *names: str, runtime: str = PYTHON) -> None:
-        """The hello-world under these names, in place of what had them."""
+    def deploy(
+        self, *names: str, runtime: str = PYTHON, text: str = "", memory_mb: int = 128
+    ) -> None:
+        """The hello-world, or other code, under these names, in place of what had them."""
         client = self.client()
-        file, text = HELLO[runtime]
+        file, hello = HELLO[runtime]
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:
-            archive.writestr(file, text)
+            archive.writestr(file, text or hello)
         for name in names:
             with suppress(client.exceptions.ResourceNotFoundException):
                 client.delete_function(FunctionName=name)
@@ -91,6 +93,7 @@ class Endpoint:
                 Code={"ZipFile": buffer.getvalue()},
                 Role=ROLE,
                 Timeout=30,
+                MemorySize=memory_mb,
             )
             client.get_waiter("function_active_v2").wait(FunctionName=name)
 
@@ -100,12 +103,12 @@ class Endpoint:
         told = answer["Payload"].read()
         assert json.loads(json.loads(told)["body"]) == EXPECTED, told
 
-    def invocation(self, name: str, *, asynchronous: bool = False) -> Request:
+    def invocation(self, name: str, *, asynchronous: bool = False, event: str = EVENT) -> Request:
         """A signed request to the Invoke API."""
         url = f"{self.url}/2015-03-31/functions/{name}/invocations"
         kind = "Event" if asynchronous else "RequestResponse"
         headers = {"Content-Type": "application/json", "X-Amz-Invocation-Type": kind}
-        request = AWSRequest("POST", url, data=EVENT, headers=headers)
+        request = AWSRequest("POST", url, data=event, headers=headers)
         signer = SigV4Auth(Credentials(self.access_key, self.secret), "lambda", self.region)
         signer.add_auth(request)
-        return Request(url, "POST", dict(request.headers.items()), EVENT)
+        return Request(url, "POST", dict(request.headers.items()), event)

@@ -21,7 +21,7 @@ class Options:
 
     rounds: int
     seconds: int  # of one run under load
-    environments: int  # of each runtime, for memory
+    environments: int  # of each runtime for idle, at once for burst
     limit: Path | None
     peer: str  # URL; empty: none
 

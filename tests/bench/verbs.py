@@ -6,10 +6,14 @@ next to its yardstick, in turns, and what counts is the median of the paired rat
   sync     hello-world behind an HTTP trigger; beside it the limit prototype, if given
   publish  asynchronous invocations, 202 once on disk; beside it plain XADD on a server of the
            same make that flushes as often
-  cold     cold starts by phase, from no environment at all; beside it the interpreter started
-           plainly, and a fork that answers
-  memory   what an idle warm environment occupies; beside it the interpreter started plainly
   invoke   the Invoke API; beside it another Lambda endpoint, if given
+  cold     cold starts by phase: a miss, a spare hit, a Node cell; beside it the interpreter started
+           plainly, a fork that answers, and another Lambda endpoint, if given
+  burst    from no environment to --environments at once; beside it a process that forks as many
+  isolation  an environment from its zygote, with all layers and without each; beside it a fork
+  freeze   freezing and thawing, killing and reaping; beside it a plain process and signals
+  idle     what a warm environment that waits occupies; beside it the interpreter started plainly
+  neighbours  a function at a steady rate beside one that misbehaves; beside it the same alone
 """
 
 from __future__ import annotations
@@ -23,15 +27,29 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.bench import cold, invoke, memory, publish, sync
+from tests.bench import (
+    burst,
+    cold,
+    freeze,
+    idle,
+    invoke,
+    isolation,
+    neighbours,
+    publish,
+    sync,
+)
 from tests.bench.figures import Figure, Options, shown
 
 VERBS: dict[str, Callable[[Options], list[Figure]]] = {
     "sync": sync.measured,
     "publish": publish.measured,
-    "cold": cold.measured,
-    "memory": memory.measured,
     "invoke": invoke.measured,
+    "cold": cold.measured,
+    "burst": burst.measured,
+    "isolation": isolation.measured,
+    "freeze": freeze.measured,
+    "idle": idle.measured,
+    "neighbours": neighbours.measured,
 }
 ALL = "all"
 NEED_WRK = {"sync", "publish", "invoke"}
@@ -73,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         choices=(*VERBS, ALL),
         default=ALL,
-        help="what to measure (default: all, in about three minutes)",
+        help="what to measure (default: all, in about six minutes)",
     )
     parser.add_argument(
         "--rounds",
@@ -87,8 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--environments",
         type=_positive,
-        default=50,
-        help="idle environments of each runtime for memory (default: 50)",
+        default=100,
+        help="Python environments of idle (of Node a tenth) and of burst (default: 100)",
     )
     parser.add_argument(
         "--limit",
@@ -101,8 +119,8 @@ def _parser() -> argparse.ArgumentParser:
         "--peer",
         metavar="URL",
         default=os.environ.get("PEER_URL", ""),
-        help="another Lambda endpoint: invoke's yardstick (default: $PEER_URL);"
-        " it gets a function called bench-hello",
+        help="another Lambda endpoint: a yardstick of invoke and cold (default: $PEER_URL);"
+        " it gets functions called bench-*",
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     return parser

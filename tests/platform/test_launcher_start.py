@@ -224,13 +224,15 @@ def test_a_refusal_is_one_line_of_json() -> None:
 def test_a_python_zygote_shows_functions_what_aws_has_installed() -> None:
     python = Runtime(name="python3.11", kind="python", program="/python", version="3.11.7")
     node = Runtime(name="nodejs20.x", kind="node", program="/node", version="20")
-    first, second = (each.spec.argv for each in services.zygote_specs((python, node), ("/a", "/b")))
+    first, second = (
+        each.spec.argv for each in services.zygote_specs((python, node), ("/a", "/b"), 7)
+    )
     shown = [Path(path) for path in first[first.index("--libraries") + 1].split(":")]
     assert {"botocore", "jmespath", "dateutil", "urllib3", "six.py"} <= {p.name for p in shown}
     assert all(path.exists() for path in shown)
     assert "--libraries" not in second
     assert all(argv[argv.index("--cgroups") + 1] == "/a:/b" for argv in (first, second))
-    (bare,) = services.zygote_specs((python,), ())
+    (bare,) = services.zygote_specs((python,), (), 0)
     assert "--cgroups" not in bare.spec.argv
 
 

@@ -335,6 +335,7 @@ def start_zygote(
     without: int = 0,
     cgroups: Sequence[str] = (),
     libraries: Sequence[str] = (),
+    first_uid: int = FIRST_UID,
 ) -> Zygote:
     """`without`: ISOLATION_* bits to leave out. `cgroups`: folders that hold the environments'."""
     ours, commands = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -342,6 +343,8 @@ def start_zygote(
     ours.settimeout(DEADLINE_S)
     options = ["--commands", str(commands.fileno()), "--parent", str(parent.fileno())]
     options += ["--kind", kind, "--without", str(without)]
+    if os.geteuid() == 0 and not (as_user or without_namespaces):
+        options += ["--first-uid", str(first_uid)]
     options += ["--cgroups", ":".join(cgroups), "--libraries", ":".join(libraries)]
     if kind == "node":
         options += ["--program", str(NODE), "--bootstrap", str(BOOTSTRAP)]
@@ -361,7 +364,7 @@ def start_zygote(
     )
     commands.close()
     parent.close()
-    uids = itertools.count(FIRST_UID) if is_root and not as_user else itertools.repeat(0)
+    uids = itertools.count(first_uid) if is_root and not as_user else itertools.repeat(0)
     zygote = Zygote(process, ours, launcher, kind, uids)
     ready = zygote.expect(wire.READY, 0)
     assert ready.first == wire.PROTOCOL

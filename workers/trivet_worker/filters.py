@@ -32,6 +32,7 @@ _ALWAYS_DENIED = {
     "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427),
     "io_uring_setup": (425, 425),
+    "io_setup": (206, 0),  # its events are counted for the whole machine
     "ioperm": (173, None),
     "iopl": (172, None),
     "kcmp": (312, 272),

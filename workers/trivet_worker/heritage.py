@@ -29,6 +29,7 @@ class Options:
     bootstrap: str = ""
     libraries: tuple[str, ...] = ()  # shown at /var/runtime
     cgroups: tuple[str, ...] = ()  # folders that hold those of the environments
+    first_uid: int = 0
     without: int = 0  # ISOLATION_* bits to leave out, for trials of lower levels
 
     @classmethod
@@ -42,6 +43,7 @@ class Options:
                 kind=given.pop("--kind"),
                 program=given.pop("--program", ""),
                 bootstrap=given.pop("--bootstrap", ""),
+                first_uid=int(given.pop("--first-uid", "0")),
                 without=int(given.pop("--without", "0")),
                 **{name: tuple(filter(None, text.split(":"))) for name, text in lists.items()},
             )
@@ -59,7 +61,7 @@ class Options:
             folders = [os.path.dirname(self.program), os.path.dirname(self.bootstrap)]
         else:
             folders = [sys.base_prefix, sys.base_exec_prefix, sys.prefix, sys.exec_prefix]
-        return Needs(tuple(folders), self.libraries, self.cgroups)
+        return Needs(tuple(folders), self.libraries, self.cgroups, self.first_uid)
 
 
 def take_descriptors(*numbers: int) -> tuple[socket.socket, ...]:
@@ -82,11 +84,19 @@ def take_descriptors(*numbers: int) -> tuple[socket.socket, ...]:
 def forget_variables() -> None:
     """Leave no trace of the inherited environment, which every forked process could read."""
     os.environ.clear()
+    kernel.overwrite(*_range(47))  # from env_start to env_end, see proc(5)
+
+
+def argument_range() -> tuple[int, int]:
+    """Address and size of the command line that /proc shows."""
+    return _range(45)  # from arg_start to arg_end
+
+
+def _range(field: int) -> tuple[int, int]:
     with open("/proc/self/stat") as file:
         numbers = file.read().rpartition(")")[2].split()
-    start, end = int(numbers[47]), int(numbers[48])  # env_start and env_end, see proc(5)
-    if 0 < start < end:
-        kernel.overwrite(start, end - start)
+    start, end = int(numbers[field]), int(numbers[field + 1])
+    return (start, end - start) if 0 < start < end else (start, 0)
 
 
 def raise_file_limit() -> None:

@@ -18,7 +18,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trivet_worker import filters, kernel, landlock, view
 from trivet_worker.wire import (
@@ -68,6 +68,9 @@ DEFAULT_TMP_MB = 512
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP_RUNNING = 0x1 | 0x40
 
+# Uids are used again before new ones are: a machine full of environments needs no more names.
+_NAMED_UIDS = 2_000
+
 _NOBODY = 65_534  # who trial environments run as: any id but root's will do
 
 
@@ -77,7 +80,6 @@ class Place:
 
     channel: int
     log: int
-    null: int
     report: int  # stays open, close-on-exec, until the environment is complete
     uid: int
     code: int = -1  # -1: a cell, whose code comes later
@@ -96,6 +98,7 @@ class Needs:
     folders: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ()
     cgroups: tuple[str, ...] = ()
+    first_uid: int = 0  # of those that environments run as; 0: as the zygote itself
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ class Isolation:
             kernel.landlock_restrict(rules)
         _arrange_descriptors(place)
         if self.bits & ISOLATION_UID:
+            _give_log(place.uid)
             os.setresgid(place.uid, place.uid, place.uid)
             os.setresuid(place.uid, place.uid, place.uid)  # the capabilities go with it
         if self.bits & ISOLATION_USER:
@@ -218,7 +222,7 @@ _PROC_FLAGS = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
 
 def establish(needs: Needs, without: int = 0) -> Isolation:
     """The strongest level that works here, leaving out the ISOLATION_* bits of `without`."""
-    needs = Needs(view.outermost(needs.folders), needs.libraries, needs.cgroups)
+    needs = replace(needs, folders=view.outermost(needs.folders))
     spaces = _SPACES_OF_ROOT if os.geteuid() == 0 else _SPACES_OF_OTHERS
     extras = sum(_EXTRAS) if needs.cgroups else sum(_EXTRAS) & ~ISOLATION_CGROUP
     everything = (spaces[0] | extras) & ~without
@@ -257,10 +261,10 @@ def _attempt(bits: int, needs: Needs) -> int:
             os.makedirs(trial, exist_ok=True)
         isolation = _prepare(bits, needs)
         code = os.open(os.path.dirname(__file__), os.O_PATH | os.O_DIRECTORY)
-        channel, log, null, report = (os.open(os.devnull, os.O_RDWR) for _ in range(4))
+        channel, log, report = (os.open(os.devnull, os.O_RDWR) for _ in range(3))
         environment = isolation.fork(cgroup)
         if environment == 0:
-            place = Place(channel, log, null, report, _NOBODY, code=code, cgroup=cgroup)
+            place = Place(channel, log, report, _NOBODY, code=code, cgroup=cgroup)
             isolation.enter(place, lambda bits, sockets: None)
             return 0
         return os.waitstatus_to_exitcode(os.waitpid(environment, 0)[1])
@@ -283,7 +287,13 @@ def _prepare(bits: int, needs: Needs) -> Isolation:
         kernel.unshare(kernel.CLONE_NEWNS)
         inside = os.open("/proc/self/ns/mnt", os.O_RDONLY)
         keeps_proc = bool(bits & ISOLATION_USER)
-        view.build(needs.folders, needs.libraries, keeps_proc=keeps_proc)
+        uids = range(needs.first_uid, needs.first_uid + _NAMED_UIDS)
+        view.build(
+            needs.folders,
+            needs.libraries,
+            uids=uids if needs.first_uid else [os.geteuid()],
+            keeps_proc=keeps_proc,
+        )
         kernel.join_namespaces(home, kernel.CLONE_NEWNS)
     if bits & ISOLATION_PID and not bits & ISOLATION_USER:
         pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
@@ -332,6 +342,10 @@ def _join_cgroup(folder: str) -> None:
 
 def _enter_network(network: int) -> None:
     if network >= 0:
+        own, given = os.stat("/proc/self/ns/net"), os.fstat(network)
+        # Neither the host's own, nor that of a process, which a pidfd would lead to.
+        if given.st_dev != own.st_dev or given.st_ino == own.st_ino:
+            raise PermissionError(errno.EPERM, "no network of a function")
         kernel.join_namespaces(network, kernel.CLONE_NEWNET)
         return
     kernel.unshare(kernel.CLONE_NEWNET)
@@ -380,13 +394,20 @@ def _clone_anywhere(folder: int) -> int:
 
 def _arrange_descriptors(place: Place) -> None:
     """Exactly 0 to 3, and the one that reports. All given ones are above them."""
-    os.dup2(place.null, 0)
+    null = os.open(os.devnull, os.O_RDWR)  # not a shared one: its state would be shared too
+    os.dup2(null, 0)
     os.dup2(place.log, 1)
     os.dup2(place.log, 2)
     os.dup2(place.channel, CHANNEL_FD)
     os.set_blocking(CHANNEL_FD, True)
     os.dup2(place.report, CHANNEL_FD + 1, inheritable=False)
     kernel.close_from(CHANNEL_FD + 2)
+
+
+def _give_log(uid: int) -> None:
+    """Let /dev/stdout be opened, as on AWS. Root gives away a pipe, and nothing that has a name."""
+    if os.readlink("/proc/self/fd/1").startswith("pipe:"):
+        os.fchown(1, uid, uid)
 
 
 def _fork_through_helper() -> int:

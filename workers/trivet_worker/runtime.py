@@ -14,6 +14,7 @@ import io
 import json
 import logging
 import os
+import random
 import resource
 import sys
 import threading
@@ -22,7 +23,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from trivet_worker import faults, handlers, results
+from trivet_worker import faults, handlers, hooks, rehearsal, results
 from trivet_worker.context import LambdaContext
 from trivet_worker.faults import (
     RESPONSE_TOO_LARGE,
@@ -49,7 +50,7 @@ from trivet_worker.wire import (
 
 # What handlers import most, while it costs little: 0.5 MB of memory and 30 us of fork together,
 # against 8 ms of imports in every environment that needs it. TLS and asyncio would cost 7 MB.
-_PRELOADED = ("base64", "collections", "datetime", "functools", "random", "re", "uuid")
+_PRELOADED = ("base64", "collections", "datetime", "functools", "re", "uuid")
 
 _READ_BYTES = 65_536  # one read for a small event, head and body
 
@@ -152,14 +153,30 @@ class Function:
 
 
 def preload() -> None:
-    """Import, in the zygote, what its environments would each have to."""
+    """Import, set up and try, in the zygote, what its environments would each have to."""
     for name in _PRELOADED:
         importlib.import_module(name)
+    _set_up_logging()
+    rehearsal.rehearse(_serve_to_the_end)
+    _Invocation.request_id = ""
+
+
+def _serve_to_the_end(descriptor: int) -> None:
+    with contextlib.suppress(ChannelClosed):
+        _serve(Channel(descriptor))
+
+
+def _settle_in() -> None:
+    """What a fork leaves to be done, where the hooks of modules were kept from it."""
+    hooks.register()
+    random.seed()  # or all environments would draw the same numbers
+    threading.main_thread()._set_native_id()  # type: ignore[attr-defined]  # as its own hook does
 
 
 def run() -> NoReturn:
     """Serve the channel until it ends or the function ends the process."""
     status = _FAILURE
+    _settle_in()
     try:
         status = _serve(Channel(CHANNEL_FD))
     except ChannelClosed:
@@ -211,7 +228,10 @@ def _initialise(order: Mapping[str, Any]) -> Function:
     # loses no complete line.
     sys.stdout = _text_stream(1, "strict")
     sys.stderr = _text_stream(2, "backslashreplace")
-    _set_up_logging()
+    sys.dont_write_bytecode = True  # the code is read-only: each import would try in vain
+    level = os.environ.get("AWS_LAMBDA_LOG_LEVEL", "").upper().replace("TRACE", "DEBUG")
+    if level in logging._nameToLevel:
+        logging.getLogger().setLevel(level)
     handlers.forget_replaced_modules(order["task_root"])
     return Function(handlers.load(order["handler"]), order["function"])
 
@@ -261,11 +281,7 @@ def _set_up_logging() -> None:
     form = "[%(levelname)s]\t%(asctime)s.%(msecs)03dZ\t%(aws_request_id)s\t%(message)s\n"
     handler.setFormatter(logging.Formatter(form, "%Y-%m-%dT%H:%M:%S"))
     handler.addFilter(LambdaLoggerFilter())
-    root = logging.getLogger()
-    level = os.environ.get("AWS_LAMBDA_LOG_LEVEL", "").upper().replace("TRACE", "DEBUG")
-    if level in logging._nameToLevel:
-        root.setLevel(level)
-    root.addHandler(handler)
+    logging.getLogger().addHandler(handler)
 
 
 def _parse(payload: bytes) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from trivet_worker import kernel
 
@@ -17,6 +17,7 @@ CODE_PATH = "/var/task"
 LAYERS_PATH = "/opt"
 LIBRARY_PATH = "/var/runtime"
 HOST_NAME = "169-254-100-1"
+_USER, _HOME = "sbx_user1051", "/home/sbx_user1051"  # as on AWS
 
 _SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 # Some distributions keep the certificate store that /etc/ssl leads to under /var.
@@ -29,13 +30,11 @@ _COPIED_FILES = (
     *("/etc/mime.types", "/etc/protocols", "/etc/services", "/etc/timezone"),
 )
 _WRITTEN_FILES = {
-    "/etc/group": "root:x:0:\nsbx_user1051:x:990:\nnogroup:x:65534:\n",
+    "/etc/group": f"root:x:0:\n{_USER}:x:990:\nnogroup:x:65534:\n",
     "/etc/hosts": f"127.0.0.1 localhost {HOST_NAME}\n::1 localhost\n",
     "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
     "/etc/passwd": (
-        "root:x:0:0::/root:/sbin/nologin\n"
-        "sbx_user1051:x:993:990::/home/sbx_user1051:/sbin/nologin\n"
-        "nobody:x:65534:65534::/nonexistent:/sbin/nologin\n"
+        "root:x:0:0::/root:/sbin/nologin\nnobody:x:65534:65534::/nonexistent:/sbin/nologin\n"
     ),
     # A door leads from there to whoever resolves names for this function; or to nobody.
     "/etc/resolv.conf": "nameserver 127.0.0.1\noptions timeout:2 attempts:2\n",
@@ -53,11 +52,14 @@ _MASKED = (
 _OPTIONS = "mode=755,size=4m"
 
 
-def build(needed: Sequence[str], libraries: Sequence[str], *, keeps_proc: bool) -> None:
+def build(
+    needed: Sequence[str], libraries: Sequence[str], *, uids: Iterable[int], keeps_proc: bool
+) -> None:
     """Replace the root of this mount namespace, which must be private to the caller.
 
-    `needed` are folders that stay at their paths; `libraries` are shown at /var/runtime. In a user
-    namespace a /proc can be mounted only where one was (`keeps_proc`): each environment covers it.
+    `needed` are folders that stay at their paths; `libraries` are shown at /var/runtime; `uids` get
+    a name. In a user namespace a /proc can be mounted only where one was (`keeps_proc`): each
+    environment covers it.
     """
     kernel.make_private("/")
     trees = dict(_trees(needed, libraries))
@@ -73,6 +75,8 @@ def build(needed: Sequence[str], libraries: Sequence[str], *, keeps_proc: bool) 
     for path, text in _WRITTEN_FILES.items():
         with open(f"/tmp{path}", "w") as file:
             file.write(text)
+    with open("/tmp/etc/passwd", "a") as file:
+        file.writelines(f"{_USER}:x:{uid}:990::{_HOME}:/sbin/nologin\n" for uid in uids)
     for path in _SYSTEM_FOLDERS:
         if os.path.islink(path):
             os.symlink(os.readlink(path), f"/tmp{path}")

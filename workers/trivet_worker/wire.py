@@ -16,6 +16,7 @@ PROTOCOL = 1
 # kind, environment id, two numbers whose meaning the kind gives
 COMMAND = struct.Struct("<BxxxIiI")
 MOST_DESCRIPTORS = 6  # beside one command
+MOST_UIDS = 60_000  # that environments may run as: a zygote knows the first, and takes no other
 
 # supervisor -> zygote. The id of a process is the supervisor's choice, at SPAWN, for good.
 SPAWN = 1  # numbers: uid to run as (0: keep), `WITH_*` | MB of /tmp << 8.  fds: channel, log pipe,

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from trivet_worker import heritage, isolation, link
+from trivet_worker import heritage, isolation, kernel, link
 from trivet_worker.heritage import Options
 from trivet_worker.isolation import DEFAULT_TMP_MB, Isolation, Place
 from trivet_worker.wire import (
@@ -35,6 +35,7 @@ from trivet_worker.wire import (
     ISOLATION_PID,
     ISOLATION_UID,
     KILL,
+    MOST_UIDS,
     PROTOCOL,
     READY,
     REFUSED,
@@ -94,7 +95,7 @@ class Zygote:
         self._commands = commands
         self._parent = parent
         self._level = level
-        self._null = os.open(os.devnull, os.O_RDWR)
+        self._arguments = heritage.argument_range()
         self._environments: dict[int, Environment] = {}  # by pid
         self._fillers: dict[int, int] = {}  # pid of a helper: the cell it fills
         self._reports: dict[int, int] = {}  # descriptor of a report: pid
@@ -197,6 +198,8 @@ class Zygote:
         """Whether a process that is not ours may be an environment of a zygote that died."""
         if number in self._pidfds or not self._level.bits & ISOLATION_UID:
             return number not in self._pidfds  # all run as this very user
+        if not self._is_free(uid):
+            return False
         with open(f"/proc/self/fdinfo/{pidfd}") as file:
             pid = file.read().rpartition("\nPid:")[2].split()[:1]
         try:
@@ -204,18 +207,19 @@ class Zygote:
                 uids = file.read().partition("\nUid:")[2].split()[:4]
         except (OSError, IndexError):
             return False
-        return uid > 0 and uids == [str(uid)] * 4
+        return uids == [str(uid)] * 4
+
+    def _is_free(self, uid: int) -> bool:
+        """Whether `uid` is nobody's on this machine: neither a user's nor a service's."""
+        return uid > 0 and 0 <= uid - self._options.first_uid < MOST_UIDS
 
     def _spawn(
         self, number: int, uid: int, second: int, pipes: list[int], given: dict[str, int]
     ) -> Place | None:
         cgroup = str(uid) if second & WITH_CGROUP else ""
-        if (
-            (uid != 0) != bool(self._level.bits & ISOLATION_UID)
-            or uid < 0
-            or (cgroup and not self._level.bits & ISOLATION_CGROUP)
-        ):
-            # With root's power every environment has a uid of its own; without, none has.
+        # With root's power every environment has a uid of its own; without, none has.
+        is_lawful = self._is_free(uid) if self._level.bits & ISOLATION_UID else uid == 0
+        if not is_lawful or (cgroup and not self._level.bits & ISOLATION_CGROUP):
             self._send(REFUSED, number, errno.EPERM)
             return None
         reader = writer = None
@@ -232,7 +236,6 @@ class Zygote:
             place = Place(
                 channel=pipes[0],
                 log=pipes[1],
-                null=self._null,
                 report=writer.detach(),
                 uid=uid,
                 tmp_mb=second >> 8 or DEFAULT_TMP_MB,
@@ -259,6 +262,7 @@ class Zygote:
     def _become(self, place: Place, reader: socket.socket) -> None:
         """In the child: all that stands between the fork and the user's code."""
         heritage.leave_signals()
+        kernel.overwrite(*self._arguments)  # they name places of the host
         # Their numbers may soon be the user's files: nothing here may close them any more.
         for end in (self._commands, self._parent, reader):
             end.detach()
@@ -441,9 +445,12 @@ def main(argv: list[str]) -> None:
     level = isolation.establish(options.needs, options.without)
     runs = []
     if options.kind == "python":
-        from trivet_worker import custom, runtime
+        from trivet_worker import hooks
 
-        runtime.preload()
+        with hooks.deferred():
+            from trivet_worker import custom, runtime
+
+            runtime.preload()
         runs = [runtime.run, custom.run]
     zygote = Zygote(options, commands, parent, level)
     gc.collect()

@@ -87,17 +87,18 @@ def servant_specs(
     cgroups: Cgroups,
 ) -> tuple[ServantSpec, ...]:
     """One zygote per runtime; and as root the provisioner."""
-    zygotes = zygote_specs(runtimes, cgroups.bases)
+    first_uid = settings.first_uid if identities else 0
+    zygotes = zygote_specs(runtimes, cgroups.bases, first_uid)
     return (*zygotes, *([provisioner_spec(settings)] if identities else []))
 
 
 def zygote_specs(
-    runtimes: Iterable[Runtime], cgroup_bases: Sequence[str]
+    runtimes: Iterable[Runtime], cgroup_bases: Sequence[str], first_uid: int
 ) -> tuple[ServantSpec, ...]:
     """One zygote per runtime. It keeps root, to jail its environments, and gets no setting."""
     root = workers_root()
     libraries = _listed("--libraries", library_paths())
-    cgroups = _listed("--cgroups", cgroup_bases)
+    shared = ("--first-uid", str(first_uid), *_listed("--cgroups", cgroup_bases))
     specs = []
     for runtime in runtimes:
         if runtime.kind == "python":
@@ -108,7 +109,7 @@ def zygote_specs(
             kind = ("--kind", "node", "--program", runtime.program, "--bootstrap", bootstrap)
         spec = ServiceSpec(
             name=f"{ZYGOTE_OF}{runtime.name}",
-            argv=(program, "-I", "-c", _RUN_ZYGOTE, str(root), *kind, *cgroups),
+            argv=(program, "-I", "-c", _RUN_ZYGOTE, str(root), *kind, *shared),
             dies_with_launcher=False,
             umask=0o022,  # as functions find it on AWS
         )
