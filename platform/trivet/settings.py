@@ -15,6 +15,7 @@ from typing import Any
 
 from trivet.core import egress
 from trivet.core.endpoints import parse_service_endpoints
+from trivet.core.resolvers import parse_resolvers
 from trivet.errors import SettingsError
 
 # How a service finds the settings that the launcher read.
@@ -60,6 +61,7 @@ class Settings:
     isolation_minimum: str = "L0"  # refuse to start below this level: L0, L1, L2 or L3
     egress: str = "internet"  # what functions may reach at most: "none", "internet", or a list
     egress_allow: str = ""  # private addresses, with ports, that functions may reach all the same
+    resolvers: str = ""  # DNS servers that are asked for functions; empty: this machine's
     network_range: str = "10.213.0.0/16"  # addresses of the functions' own networks
     service_endpoints: str = ""  # "dynamodb=http://127.0.0.1:8000 ...": served elsewhere
     # What a function may do at the AWS endpoint with the credentials it is given.
@@ -220,6 +222,10 @@ def _check_network(settings: Settings) -> None:
         egress.parse_networks(settings.egress_allow)
     except ValueError as error:
         raise SettingsError(f"egress_allow: {error}") from error
+    try:
+        parse_resolvers(settings.resolvers)
+    except ValueError as error:
+        raise SettingsError(f"resolvers: {error}") from error
     parse_service_endpoints(settings.service_endpoints)
     try:
         network = ipaddress.IPv4Network(settings.network_range)

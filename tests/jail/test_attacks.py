@@ -126,7 +126,7 @@ PROCESSES = [
     _process("hold_a_process", "hold_process", _victims()),
     _process("slow_a_process_down", "slow_process_down", _victims()),
     _process("bind_a_process", "bind_process", _victims()),
-    _process("limit_a_process", "limit_process", _victims()),
+    _process("limit_a_process", "limit_process", _victims(), ISOLATION_SECCOMP),
     Attack(
         "read_environ_of_a_stranger",
         "processes",

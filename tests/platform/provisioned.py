@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import os
 import select
 import signal
@@ -200,8 +201,9 @@ class Running:
 
     def permit(self, number: int, address: str, seconds: int) -> None:
         packed = socket.inet_aton(address)
-        self.send(Message(wire.PERMIT, number, seconds, family=4, prefix=32, address=packed))
-        self.settle()
+        said = Message(wire.PERMIT, number, seconds, family=4, prefix=32, address=packed)
+        self.send(said)
+        assert self.receive() == (dataclasses.replace(said, kind=wire.PERMITTED), [])
 
     def release(self, number: int) -> None:
         self.send(Message(wire.RELEASE, number))

@@ -35,6 +35,7 @@ from trivet.core.functions import FunctionVersion
 from trivet.core.roles import KEY_BYTES, Credentials
 from trivet.core.variables import environment_variables
 from trivet.errors import SettingsError
+from trivet.gateway import inside
 from trivet.gateway.inside import GUESTS_OF_ONE, Inside
 from trivet.store.roles import Roles
 from trivet.supervisor.doors import BURST, Caller, Doors
@@ -260,6 +261,25 @@ async def test_one_environment_has_so_many_connections_and_no_more(house: House)
         assert (await whoami(other, ROLES.issue("other", ROLE))).endswith("/other")
 
 
+async def test_a_function_leaves_room_for_others(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inside, "GUESTS_OF_FUNCTION", 3)
+    await house.start_gateway()
+    first, second, other = house.open(), house.open(), house.open("other")
+    async with contextlib.AsyncExitStack() as stack:
+        for opened in (first, first, second):
+            await stack.enter_async_context(await opened.connect())
+        async with await second.connect() as stream:
+            assert await is_cut(stream)
+        assert (await whoami(other, ROLES.issue("other", ROLE))).endswith("/other")
+        first.door.close()
+        with anyio.fail_after(10):
+            while house.insides[0]._count > 1:
+                await anyio.lowlevel.checkpoint()
+        assert (await whoami(second, ROLES.issue("hello", ROLE))).endswith("/hello")
+
+
 async def test_addresses_that_nobody_serves_are_cut(house: House) -> None:
     await house.start_gateway("dynamodb=http://127.0.0.1:9")
     opened = house.open()
@@ -422,7 +442,7 @@ async def test_names_are_answered_and_their_addresses_permitted_first(
     await house.start_gateway(resolvers=lambda: [resolver])
     opened = house.open(egress=parse("api.example.com"))
     assert (await ask(opened, "api.example.com")).endswith(bytes([93, 184, 216, 34]))
-    assert house.permits == [(5, "93.184.216.34", 60)]
+    assert house.permits == [(5, "93.184.216.34", 120)]
     assert (await ask(opened, "evil.com"))[3] & 15 == 3
 
 

@@ -27,12 +27,14 @@ from trivet.core.dns import (
     read_question,
 )
 from trivet.core.egress import parse, parse_networks
-from trivet.gateway.names import QUERIES_OF_ONE, Forwarder, HostResolvers, Resolver
+from trivet.core.resolvers import Resolver
+from trivet.gateway.names import QUERIES_OF_ONE, Forwarder, HostResolvers
 
 pytestmark = pytest.mark.anyio
 
 DOOR = 7
 PUBLIC, PRIVATE = "93.184.216.34", "10.1.2.3"
+FIRST = ip_address("93.184.0.0")
 A, AAAA, ANY = 1, 28, 255
 
 Answerer = Callable[[bytes], Sequence[bytes]]
@@ -203,7 +205,7 @@ async def test_names_that_are_not_listed_are_asked_of_nobody() -> None:
             assert code_of(await here.ask(query(name))) == 0
 
 
-@pytest.mark.parametrize(("ttl_s", "permitted_s"), [(5, 60), (300, 300), (900_000, 3_600)])
+@pytest.mark.parametrize(("ttl_s", "permitted_s"), [(5, 120), (300, 600), (900_000, 7_200)])
 async def test_addresses_are_permitted_before_they_are_told(ttl_s: int, permitted_s: int) -> None:
     other = "93.184.216.35"
     answers = with_addresses(PUBLIC, other, "2606::1", ttl_s=ttl_s)
@@ -219,6 +221,32 @@ async def test_addresses_are_permitted_before_they_are_told(ttl_s: int, permitte
         await here.ask(query("api.example.com"))
     assert here.permits == [(DOOR, PUBLIC, permitted_s), (DOOR, other, permitted_s)]
     assert told == [1, 1]
+
+
+async def test_what_is_permitted_for_long_enough_is_not_asked_for_again() -> None:
+    """Each permit keeps the provisioner busy, and everybody's networks come from there."""
+    async with world("*.example.com", with_addresses(PUBLIC)) as here:
+        here.are_permits_confirmed = False
+        await here.ask(query("a.example.com"))
+        here.are_permits_confirmed = True  # from now on it may be relied on
+        for name in ("a.example.com", "b.example.com", "a.example.com"):
+            assert code_of(await here.ask(query(name))) == 0
+    assert here.permits == [(DOOR, PUBLIC, 120)] * 2
+
+
+async def test_permits_are_bounded_in_their_rate() -> None:
+    count = 0
+
+    def ever_new(asked: bytes) -> Sequence[bytes]:
+        nonlocal count
+        count += 16
+        return [answer(asked, *(str(FIRST + number) for number in range(count - 16, count)))]
+
+    async with world("*.example.com", ever_new) as here:
+        codes = [code_of(await here.ask(query("a.example.com"))) for _ in range(12)]
+    assert codes[:8] == [0] * 8
+    assert codes[-1] == SERVER_FAILED
+    assert len(here.permits) == 16 * codes.count(0)
 
 
 async def test_an_answer_waits_for_its_permit_but_not_for_ever() -> None:
@@ -350,6 +378,6 @@ def test_the_hosts_resolvers_are_read_anew_when_they_change(tmp_path: Path) -> N
     resolvers = HostResolvers(path)
     assert resolvers() == (("127.0.0.1", 53),)
     path.write_text("search lan\nnameserver 192.0.2.1\nnameserver bad\nnameserver fe80::1%eth0\n")
-    assert resolvers() == [("192.0.2.1", 53), ("fe80::1%eth0", 53)]
+    assert resolvers() == (("192.0.2.1", 53), ("fe80::1%eth0", 53))
     path.write_text("# none\n")
     assert resolvers() == (("127.0.0.1", 53),)

@@ -184,9 +184,13 @@ async def test_a_listed_room_reaches_its_list_and_what_it_is_permitted(
     listed = egress.parse(f"{INTERNET}:80 2001:db8::/32 api.example.com")
     room = await taken.take(source, listed)
     assert reached(room.network, EVERYWHERE) == {(INTERNET, 80)}
+    permitted: list[tuple[int, str]] = []
+    source.on_permitted = lambda *said: permitted.append(said)
     source.permit(room.network_number, "2001:db8::1", 60)  # no network has IPv6
     source.permit(room.network_number, OTHER, 60)
-    await until(lambda: reached(room.network, EVERYWHERE) == {(INTERNET, 80), (OTHER, 80)})
+    await until(lambda: len(permitted) == 2)
+    assert permitted == [(room.network_number, "2001:db8::1"), (room.network_number, OTHER)]
+    assert reached(room.network, EVERYWHERE) == {(INTERNET, 80), (OTHER, 80)}
 
 
 @pytest.mark.slow

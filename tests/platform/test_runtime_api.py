@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import pytest
 
-from trivet.supervisor.runtime_api import MOST_CONNECTIONS, RuntimeApi
+from trivet.supervisor.runtime_api import MOST_CONNECTIONS, MOST_PIPELINED, RuntimeApi
 from trivet_worker import wire
 
 pytestmark = pytest.mark.anyio
@@ -179,3 +179,49 @@ async def test_connections_are_bounded(served: Served) -> None:
             assert await reader.read() == b""
     for _, end in [*ends, (reader, writer)]:
         end.close()
+
+
+NONSENSE = b"GET /nothing HTTP/1.1\r\n\r\n"
+
+
+async def has_been_cut(reader: asyncio.StreamReader) -> bool:
+    """Read to the end, which must come."""
+    with anyio.fail_after(10), contextlib.suppress(ConnectionError):
+        while await reader.read(65_536):
+            pass
+    return True
+
+
+async def test_a_crowd_of_requests_at_once_is_cut_off(served: Served) -> None:
+    """Answering them all held up the supervisor for seconds."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(NONSENSE * 10 * MOST_PIPELINED)
+    assert await has_been_cut(reader)
+    writer.close()
+
+
+async def test_who_does_not_read_answers_is_not_read(served: Served) -> None:
+    """Or the supervisor would keep its answers, which are longer than the requests."""
+    served.send(event(bytes(6_000_000)))
+    with socket.create_connection(("127.0.0.1", served.port)) as client:
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(client, f"GET {BASE}/invocation/next HTTP/1.1\r\n\r\n".encode())
+        assert await loop.sock_recv(client, 1)
+        taken, turns_in_vain = 0, 0
+        while turns_in_vain < 100 and taken < 50_000_000:
+            try:
+                taken += client.send(NONSENSE * 1_000)  # read, these would be too many at once
+                turns_in_vain = 0
+            except BlockingIOError:
+                turns_in_vain += 1
+            await asyncio.sleep(0)
+        assert turns_in_vain == 100, "it takes requests without end"
+
+
+async def test_nothing_large_is_kept_behind_a_request_for_an_event(served: Served) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    post = f"POST {BASE}/invocation/{ID}/response HTTP/1.1\r\nContent-Length: 3000000\r\n\r\n"
+    writer.write(f"GET {BASE}/invocation/next HTTP/1.1\r\n\r\n{post}".encode() + bytes(3_000_000))
+    assert await has_been_cut(reader)
+    writer.close()

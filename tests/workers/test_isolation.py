@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -78,15 +79,40 @@ def test_every_environment_of_root_has_a_uid_of_its_own(code: Code) -> None:
     zygote.close()
 
 
+_PAST_ALL = driver.FIRST_UID + wire.MOST_UIDS
+
+
 @needs_root
-@pytest.mark.parametrize("uid", [0, -1, -(2**31)])
-def test_nothing_runs_as_root(zygote: Zygote, code: Code, uid: int) -> None:
+@pytest.mark.parametrize("uid", [0, -1, -(2**31), 1_000, driver.FIRST_UID - 1, _PAST_ALL])
+def test_nothing_runs_as_root_or_as_a_user_of_this_machine(
+    zygote: Zygote, code: Code, uid: int
+) -> None:
     if next(zygote.uids) == 0:
         pytest.skip("this zygote has no root to lend")
     environment = zygote.send_spawn(code(_LOOK), uid=uid)
     message = zygote.receive()
     assert (message.kind, message.number) == (wire.REFUSED, environment.number)
     assert message.first == errno.EPERM
+
+
+@needs_root
+def test_root_gives_away_no_file(code: Code, tmp_path: Path) -> None:
+    """The log pipe becomes the environment's own; whatever comes in its place does not."""
+    before = os.stat(os.devnull).st_uid
+    zygote = driver.start_zygote()  # its trials log to /dev/null
+    precious = tmp_path / "precious"
+    precious.touch()
+    channel, theirs = socket.socketpair()
+    given = [os.open(precious, os.O_RDONLY), os.open(code(_LOOK), os.O_PATH | os.O_DIRECTORY)]
+    beside = (theirs.fileno(), *given)
+    zygote.command(wire.SPAWN, 1_000, driver.FIRST_UID, beside, wire.WITH_CODE)
+    started = zygote.expect(wire.STARTED, 1_000)
+    assert precious.stat().st_uid == os.stat(os.devnull).st_uid == before == 0
+    zygote.close()
+    for each in (*given, *started.descriptors):
+        os.close(each)
+    channel.close()
+    theirs.close()
 
 
 def test_it_has_four_descriptors(run: Run) -> None:
@@ -155,6 +181,13 @@ def test_the_zygote_cannot_be_seen_from_a_stack_frame(run: Run) -> None:
         "    return names\n"
     )
     assert not {"Zygote", "Isolation", "socket"} & set(environment.invoke().json)
+
+
+def test_no_limit_of_another_process_is_set(run: Run) -> None:
+    environment = run(_LOOK)
+    wish = "resource.prlimit({}, resource.RLIMIT_NOFILE, (512, 1024))"
+    assert environment.invoke(wish.format(0)).json == [1024, 1024]
+    assert environment.invoke(f"attempt(lambda: {wish.format(1)})").json == errno.EPERM
 
 
 def test_a_signal_cannot_reach_another_environment(run: Run) -> None:

@@ -105,6 +105,25 @@ def test_doors_lead_out_of_the_network_they_were_bound_in(zygote: Zygote, code: 
     assert environment.kill() == -signal.SIGKILL
 
 
+def _own_network() -> int:
+    return os.open("/proc/self/ns/net", os.O_RDONLY)
+
+
+def _network_of_a_process() -> int:
+    return os.pidfd_open(os.getpid())
+
+
+@needs_root
+@pytest.mark.parametrize("given", [_own_network, _network_of_a_process])
+def test_the_network_of_the_host_or_of_a_process_is_not_entered(
+    zygote: Zygote, code: Code, given: Callable[[], int]
+) -> None:
+    network = given()
+    environment = zygote.send_spawn(code(_LOOK), network=network)
+    assert zygote.refused(environment.number).first == errno.EPERM
+    os.close(network)
+
+
 def test_any_loopback_address_leads_to_the_aws_door(zygote: Zygote, code: Code) -> None:
     environment = zygote.spawn(code(_LOOK))
     environment.init()

@@ -8,10 +8,11 @@ import random
 import select
 import signal
 import socket
+import subprocess
 
 import pytest
 from tests.workers import driver
-from tests.workers.conftest import Code, Run
+from tests.workers.conftest import Code, Run, needs_root
 from tests.workers.driver import DEADLINE_S, Zygote, has_ended
 
 from trivet_worker import wire
@@ -124,6 +125,20 @@ def test_an_adopted_environment_ends_with_its_new_zygote(own_zygote: Zygote, cod
     successor.adopt(environment)
     successor.close()
     assert has_ended(environment.pidfd)
+
+
+@needs_root
+def test_a_process_of_somebody_else_is_not_adopted(code: Code) -> None:
+    zygote = driver.start_zygote()
+    with subprocess.Popen(["sleep", "60"], user=1_000, group=1_000, extra_groups=[]) as stranger:
+        pidfd = os.pidfd_open(stranger.pid)
+        zygote.command(wire.ADOPT, 1_000, 1_000, (pidfd,))
+        zygote.command(wire.KILL, 1_000)
+        zygote.spawn(code(_HELLO)).init()  # by now it has read both
+        zygote.close()
+        assert not has_ended(pidfd, within_s=0)
+        os.close(pidfd)
+        stranger.kill()
 
 
 @pytest.mark.parametrize("ending", ["commands", "parent", "sigterm"])

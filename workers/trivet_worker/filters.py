@@ -88,6 +88,7 @@ _CLONE3 = 435
 _IOCTL = (16, 29)
 _PERSONALITY = (135, 92)
 _PRCTL = (157, 167)
+_PRLIMIT = (302, 261)
 _SOCKET = (41, 198)
 
 _NEW_NAMESPACES = 0x7E02_0000
@@ -96,6 +97,7 @@ _PR_SET_MM = 35
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
 _NETLINK_ROUTE = 0
 _QUERY = 0xFFFF_FFFF  # personality: only ask
+_ITSELF = 0  # prlimit: where all run as one user, it would reach the platform too
 
 _ARCHITECTURES = {"x86_64": (0, 0xC000_003E), "aarch64": (1, 0xC000_00B7)}
 _X32 = 0x4000_0000  # numbers from here on are the same calls in another guise
@@ -138,6 +140,7 @@ def _first(column: int, audit: int) -> bytes:
         _unless_argument(_IOCTL[column], 1, (_TIOCSTI, _TIOCLINUX), _FAIL | errno.EPERM, _ALLOW),
         _unless_argument(_PRCTL[column], 0, (_PR_SET_MM,), _FAIL | errno.EPERM, _ALLOW),
         _unless_argument(_PERSONALITY[column], 0, (0, _QUERY), _ALLOW, _FAIL | errno.EPERM),
+        _unless_argument(_PRLIMIT[column], 0, (_ITSELF,), _ALLOW, _FAIL | errno.EPERM),
         [(_RETURN, 0, 0, _ALLOW)],
     )
 

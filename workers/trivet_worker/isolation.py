@@ -65,6 +65,9 @@ _FOLDER_MODE = kernel.ATTR_RDONLY | kernel.ATTR_NOSUID | kernel.ATTR_NODEV
 _INODES_PER_MB = 128  # empty files cost kernel memory too
 DEFAULT_TMP_MB = 512
 
+# Where an environment in the making says how far it came, until it is complete.
+REPORT_FD = CHANNEL_FD + 1
+
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP_RUNNING = 0x1 | 0x40
 
@@ -80,7 +83,6 @@ class Place:
 
     channel: int
     log: int
-    report: int  # stays open, close-on-exec, until the environment is complete
     uid: int
     code: int = -1  # -1: a cell, whose code comes later
     layers: int = -1
@@ -110,6 +112,7 @@ class Isolation:
     home: int = -1
     view: int = -1
     pids: int = -1
+    rules: int = -1  # of Landlock, behind an own root
     last_filter: bytes = b""
     masks: tuple[tuple[str, str], ...] = ()
     thread_id: int = 0  # see kernel.thread_id_place; 0: nothing can be born in its cgroup
@@ -173,10 +176,9 @@ class Isolation:
         for limit, value in _LIMITS.items():
             resource.setrlimit(limit, (value, value))
         if self.bits & ISOLATION_LANDLOCK:
-            if self.bits & ISOLATION_MOUNT:
-                rules = landlock.rules_of_a_view()
-            else:
-                rules = landlock.rules_of_the_host(self.needs.folders, place.code)
+            hosts = not self.bits & ISOLATION_MOUNT
+            folders = self.needs.folders
+            rules = landlock.rules_of_the_host(folders, place.code) if hosts else self.rules
             kernel.landlock_restrict(rules)
         _arrange_descriptors(place)
         if self.bits & ISOLATION_UID:
@@ -261,10 +263,10 @@ def _attempt(bits: int, needs: Needs) -> int:
             os.makedirs(trial, exist_ok=True)
         isolation = _prepare(bits, needs)
         code = os.open(os.path.dirname(__file__), os.O_PATH | os.O_DIRECTORY)
-        channel, log, report = (os.open(os.devnull, os.O_RDWR) for _ in range(3))
+        channel, log = (os.open(os.devnull, os.O_RDWR) for _ in range(2))
         environment = isolation.fork(cgroup)
         if environment == 0:
-            place = Place(channel, log, report, _NOBODY, code=code, cgroup=cgroup)
+            place = Place(channel, log, _NOBODY, code=code, cgroup=cgroup)
             isolation.enter(place, lambda bits, sockets: None)
             return 0
         return os.waitstatus_to_exitcode(os.waitpid(environment, 0)[1])
@@ -278,7 +280,7 @@ def _attempt(bits: int, needs: Needs) -> int:
 
 def _prepare(bits: int, needs: Needs) -> Isolation:
     """Bring this process to the level `bits`: once, and for all that it will fork."""
-    home = inside = pids = -1
+    home = inside = pids = rules = -1
     last_filter = b""
     if bits & ISOLATION_USER:
         _own_user_namespace(bits)
@@ -294,6 +296,7 @@ def _prepare(bits: int, needs: Needs) -> Isolation:
             uids=uids if needs.first_uid else [os.geteuid()],
             keeps_proc=keeps_proc,
         )
+        rules = landlock.rules_of_a_view() if bits & ISOLATION_LANDLOCK else -1
         kernel.join_namespaces(home, kernel.CLONE_NEWNS)
     if bits & ISOLATION_PID and not bits & ISOLATION_USER:
         pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
@@ -314,7 +317,7 @@ def _prepare(bits: int, needs: Needs) -> Isolation:
         first, last_filter = programs
         kernel.set_filter(first)
     thread_id = kernel.thread_id_place() if _is_version_2(bits, needs) else 0
-    return Isolation(bits, needs, home, inside, pids, last_filter, view.masks(), thread_id)
+    return Isolation(bits, needs, home, inside, pids, rules, last_filter, view.masks(), thread_id)
 
 
 def _own_user_namespace(bits: int) -> None:
@@ -393,15 +396,14 @@ def _clone_anywhere(folder: int) -> int:
 
 
 def _arrange_descriptors(place: Place) -> None:
-    """Exactly 0 to 3, and the one that reports. All given ones are above them."""
+    """Exactly 0 to 3, and REPORT_FD as it is. All given ones are above them."""
     null = os.open(os.devnull, os.O_RDWR)  # not a shared one: its state would be shared too
     os.dup2(null, 0)
     os.dup2(place.log, 1)
     os.dup2(place.log, 2)
     os.dup2(place.channel, CHANNEL_FD)
     os.set_blocking(CHANNEL_FD, True)
-    os.dup2(place.report, CHANNEL_FD + 1, inheritable=False)
-    kernel.close_from(CHANNEL_FD + 2)
+    kernel.close_from(REPORT_FD + 1)
 
 
 def _give_log(uid: int) -> None:

@@ -69,6 +69,8 @@ _CAPABILITY_VERSION_3 = 0x2008_0522
 _LAST_DESCRIPTOR = 0xFFFF_FFFF
 
 _libc = ctypes.CDLL(None, use_errno=True)
+for _name in ("capset", "mount", "prctl", "setns", "syscall", "unshare"):
+    getattr(_libc, _name)  # found now, and not anew in every fork
 # The same without letting go of the interpreter's lock around each call.
 _python = ctypes.PyDLL(None, use_errno=True)
 

@@ -1,6 +1,7 @@
 """Landlock: which files, ports and neighbours a process may still reach, whatever its root shows.
 
-Behind an own root it is a second wall. Where there are no namespaces it is the first.
+Behind an own root it adds little: devices, abstract sockets and signals are denied once more. Where
+there are no namespaces it is the first wall.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from trivet_worker.wire import AWS_PORT
 
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 0x1, 0x2, 0x4, 0x8
 _MAKE_DEVICES = 0x40 | 0x800
+_REFER = 0x2000  # to move or link a file into another folder
 _IOCTL_DEV = 0x8000
 _READ = _EXECUTE | _READ_FILE | _READ_DIR
 # By version of the interface: what it can deny of files.
@@ -30,13 +32,16 @@ _HOST_FOLDERS = (
 
 
 def rules_of_a_view() -> int:
-    """For an environment with its own root and network: write to /tmp, read the rest.
+    """For environments with this root and a network of their own: made once, and shared.
 
-    Not to be shared: a rule names the folder that is mounted now, not the place below it.
+    Of files only the making of devices is left to deny. A rule for /tmp could not be shared, since
+    it would name the folder that is mounted there now; and made anew for each environment it costs
+    more than all their namespaces, to say again what a read-only root says.
     """
-    rules = _create(with_network=False)
-    kernel.landlock_allow(rules, "/", _READ)
-    _allow_use(rules)
+    if kernel.landlock_version() < 2:
+        raise OSError(errno.ENOSYS, "this Landlock forbids to move files between folders")
+    rules = _create(_MAKE_DEVICES | _REFER, with_network=False)
+    kernel.landlock_allow(rules, "/", _REFER)
     return rules
 
 
@@ -45,7 +50,7 @@ def rules_of_the_host(folders: Sequence[str], code: int) -> int:
 
     A cell (-1) may read everything, since its code is not known yet.
     """
-    rules = _create(with_network=True)
+    rules = _create(_files(), with_network=True)
     paths = ["/"] if code < 0 else [*_HOST_FOLDERS, *folders, f"/proc/self/fd/{code}"]
     for path in paths:
         if os.path.isdir(path):
@@ -54,13 +59,13 @@ def rules_of_the_host(folders: Sequence[str], code: int) -> int:
     return rules
 
 
-def _create(*, with_network: bool) -> int:
+def _create(files: int, *, with_network: bool) -> int:
     version = kernel.landlock_version()
     if not version:
         raise OSError(errno.ENOSYS, "this kernel has no Landlock")
     network = _CONNECT_TCP if with_network and version >= 4 else 0
     scopes = _ABSTRACT_SOCKETS_AND_SIGNALS if version >= 6 else 0
-    rules = kernel.landlock_create(_files(), network, scopes)
+    rules = kernel.landlock_create(files, network, scopes)
     for port in _OPEN_PORTS if network else ():
         kernel.landlock_allow_port(rules, port, _CONNECT_TCP)
     return rules

@@ -22,11 +22,10 @@ from typing import NoReturn
 
 from trivet_worker import heritage, isolation, kernel, link
 from trivet_worker.heritage import Options
-from trivet_worker.isolation import DEFAULT_TMP_MB, Isolation, Place
+from trivet_worker.isolation import DEFAULT_TMP_MB, REPORT_FD, Isolation, Place
 from trivet_worker.wire import (
     ADOPT,
     AS_CUSTOM,
-    CHANNEL_FD,
     COMMAND,
     EXITED,
     FILL,
@@ -51,7 +50,6 @@ from trivet_worker.wire import (
 # What an environment in the making tells its zygote: DOOR_* bits with the sockets beside them, or
 # the errno that kept it from being complete. It is complete when the end of the pair closes.
 _REPORT = struct.Struct("<Ii")
-_REPORT_FD = CHANNEL_FD + 1
 
 # What KILL may send: the end, or a pause where nothing better can be had.
 _SIGNALS = (0, signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT)
@@ -211,7 +209,8 @@ class Zygote:
 
     def _is_free(self, uid: int) -> bool:
         """Whether `uid` is nobody's on this machine: neither a user's nor a service's."""
-        return uid > 0 and 0 <= uid - self._options.first_uid < MOST_UIDS
+        first = self._options.first_uid
+        return 0 < first <= uid < first + MOST_UIDS
 
     def _spawn(
         self, number: int, uid: int, second: int, pipes: list[int], given: dict[str, int]
@@ -236,13 +235,13 @@ class Zygote:
             place = Place(
                 channel=pipes[0],
                 log=pipes[1],
-                report=writer.detach(),
                 uid=uid,
                 tmp_mb=second >> 8 or DEFAULT_TMP_MB,
                 cgroup=cgroup,
                 is_custom=bool(second & AS_CUSTOM),
                 **given,
             )
+            os.dup2(writer.detach(), REPORT_FD, inheritable=False)
             self._become(place, reader)
             return place
         writer.close()
@@ -269,18 +268,16 @@ class Zygote:
         for environment in self._environments.values():
             if environment.report is not None:
                 environment.report.detach()
-        report = place.report
         try:
-            self._level.enter(place, lambda bits, doors: _give(report, bits, doors))
-            report = _REPORT_FD
+            self._level.enter(place, _give)
             if self._options.kind == "node":
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
                 _execute(self._options.program, self._options.bootstrap)
-            os.close(report)
+            os.close(REPORT_FD)
         except OSError as error:
-            _report_failure(report, error.errno or errno.EPROTO)
+            _report_failure(error.errno or errno.EPROTO)
         except BaseException:
-            _report_failure(report, errno.EPROTO)
+            _report_failure(errno.EPROTO)
 
     def _fill(self, number: int, given: dict[str, int]) -> None:
         try:
@@ -466,8 +463,8 @@ def _given(second: int, descriptors: list[int]) -> dict[str, int] | None:
     return dict(zip(names, descriptors)) if len(names) == len(descriptors) else None
 
 
-def _give(report: int, doors: int, sockets: Sequence[socket.socket]) -> None:
-    with socket.socket(fileno=os.dup(report)) as end:
+def _give(doors: int, sockets: Sequence[socket.socket]) -> None:
+    with socket.socket(fileno=os.dup(REPORT_FD)) as end:
         socket.send_fds(end, [_REPORT.pack(doors, 0)], [each.fileno() for each in sockets])
 
 
@@ -488,8 +485,8 @@ def _execute(program: str, bootstrap: str) -> NoReturn:
     os.execve(program, [program, bootstrap], variables)
 
 
-def _report_failure(report: int, number: int) -> NoReturn:
+def _report_failure(number: int) -> NoReturn:
     try:
-        os.write(report, _REPORT.pack(0, number))
+        os.write(REPORT_FD, _REPORT.pack(0, number))
     finally:
         os._exit(1)

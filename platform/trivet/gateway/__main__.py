@@ -31,6 +31,7 @@ from trivet.core.billing import Tariff
 from trivet.core.egress import opened, parse, parse_networks
 from trivet.core.endpoints import parse_service_endpoints
 from trivet.core.measures import Family
+from trivet.core.resolvers import parse_resolvers
 from trivet.gateway.admission import Admission
 from trivet.gateway.durability import await_durable
 from trivet.gateway.inside import Inside
@@ -164,7 +165,9 @@ def _inside(settings: Settings, door: Door) -> Inside:
     """What functions say; they get the door alone, and none of the pages before it."""
     private = opened(parse(settings.egress), parse_networks(settings.egress_allow))
     endpoints = parse_service_endpoints(settings.service_endpoints)
-    return Inside(door, endpoints, opened=private)
+    named = parse_resolvers(settings.resolvers)
+    resolvers = (lambda: named) if named else None
+    return Inside(door, endpoints, opened=private, resolvers=resolvers)
 
 
 def _pages(

@@ -11,6 +11,7 @@ import asyncio
 import os
 import resource
 import socket
+from collections import Counter
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
 from typing import Any
@@ -24,17 +25,20 @@ from uvicorn.server import ServerState
 from trivet.aws.door import INSIDE
 from trivet.core.egress import Rule, parse
 from trivet.core.endpoints import ServiceEndpoint
+from trivet.core.resolvers import Resolver
 from trivet.gateway.connection import Connection, Limits
 from trivet.gateway.exchange import Application
 from trivet.gateway.listener import Connections
-from trivet.gateway.names import Forwarder, Resolver
+from trivet.gateway.names import Forwarder
 from trivet.gateway.passages import CONNECTION, GONE, NAMES, PERMIT, PERMITTED, Passage
 from trivet.gateway.relays import Relay
 
 log = structlog.get_logger()
 
-# Connections of one environment, and of all. An SDK keeps ten unless told otherwise.
+# Connections of one environment, of one function's, and of all. An SDK keeps ten unless told
+# otherwise. No function with many environments may take the place of all others.
 GUESTS_OF_ONE = 128
+GUESTS_OF_FUNCTION = 1_024
 GUESTS_OF_ALL = 4_096
 
 _AWS = IPv4Address("127.0.0.1")
@@ -53,7 +57,7 @@ class Inside:
         limits: Limits | None = None,
         resolvers: Callable[[], Sequence[Resolver]] | None = None,
     ) -> None:
-        """`opened`: private networks that names may lead to. `resolvers`: this machine's."""
+        """`opened`: private networks that names may lead to. `resolvers`: or this machine's."""
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most = GUESTS_OF_ALL if soft < 0 else min(GUESTS_OF_ALL, soft // 8)
         self._limits = limits or Limits()
@@ -64,6 +68,7 @@ class Inside:
         self._tasks: anyio.abc.TaskGroup | None = None
         self._visits: dict[int, set[_Visit]] = {}  # by door
         self._count = 0
+        self._counts: Counter[str] = Counter()  # by function
 
     def __repr__(self) -> str:
         return f"<Inside {self._count} connections, {self._names}>"
@@ -142,7 +147,11 @@ class Inside:
         visits = self._visits.setdefault(door, set())
         address = _local_address(connection)
         target = self._targets.get(address)
-        is_crowded = len(visits) >= GUESTS_OF_ONE or self._count >= self._most
+        is_crowded = (
+            len(visits) >= GUESTS_OF_ONE
+            or self._counts[function] >= GUESTS_OF_FUNCTION
+            or self._count >= self._most
+        )
         is_known = address == _AWS or target is not None
         if self._tasks is None or is_crowded or not is_known:
             connection.close()
@@ -150,9 +159,10 @@ class Inside:
                 del self._visits[door]
             return
         connection.setblocking(False)
-        visit = _Visit(self._left, door)
+        visit = _Visit(self._left, door, function)
         visits.add(visit)
         self._count += 1
+        self._counts[function] += 1
         if target is None:
             guest = self._guests.welcome(function, visit)
             self._tasks.start_soon(_join, guest, connection, visit)
@@ -164,6 +174,9 @@ class Inside:
         if visit in visits:
             visits.remove(visit)
             self._count -= 1
+            self._counts[visit.function] -= 1
+            if not self._counts[visit.function]:
+                del self._counts[visit.function]
             if not visits:
                 del self._visits[visit.door]
 
@@ -171,8 +184,9 @@ class Inside:
 class _Visit:
     """One connection that is open, however it is served."""
 
-    def __init__(self, left: Callable[[_Visit], None], door: int) -> None:
+    def __init__(self, left: Callable[[_Visit], None], door: int, function: str) -> None:
         self.door = door
+        self.function = function
         self.is_cut = False
         self._left = left
         self._how: Callable[[], None] | None = None

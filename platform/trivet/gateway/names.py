@@ -12,7 +12,8 @@ import secrets
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from ipaddress import IPv4Address, ip_address
+from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from trivet.core.dns import (
     read_question,
 )
 from trivet.core.egress import Egress, Kind, Rule
+from trivet.core.resolvers import PORT, Resolver, resolvers_in
 
 DEADLINE_S = 2.0
 # Until the next resolver is asked, or the only one again: a packet may get lost.
@@ -45,14 +47,16 @@ REST_S = 0.05
 LEAST_PERMIT_S = 60
 MOST_PERMIT_S = 3_600
 MOST_PERMITS = 16  # of one answer
+# A permit lasts for so many times as long as it is needed, and is not asked for again before.
+LASTS = 2
+# New permits of one environment, and as many at once: each takes the provisioner milliseconds, in
+# which nobody else's network is made.
+PERMITS_PER_S = 5.0
+PERMITS_AT_ONCE = 128.0
+MOST_KNOWN = 1_024  # permits of one environment that are remembered
 
-_PORT = 53
 _RESOLVERS = Path("/etc/resolv.conf")
-_MOST_RESOLVERS = 3
 _LARGEST = 65_535
-
-Resolver = tuple[str, int]
-"""Address and port."""
 
 Permit = Callable[[int, int, str, int], None]
 """Takes door, ticket, address and seconds; `Forwarder.permitted` is told the ticket once done."""
@@ -71,20 +75,9 @@ class HostResolvers:
             stat = self._path.stat()
             seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
             if seen != self._seen:
-                self._found = _resolvers_in(self._path.read_text(errors="replace"))
+                self._found = resolvers_in(self._path.read_text(errors="replace"))
                 self._seen = seen
-        return self._found or (("127.0.0.1", _PORT),)
-
-
-def _resolvers_in(text: str) -> list[Resolver]:
-    found: list[Resolver] = []
-    for line in text.splitlines():
-        words = line.split()
-        if len(words) > 1 and words[0] == "nameserver":
-            with suppress(ValueError):
-                ip_address(words[1].partition("%")[0])
-                found.append((words[1], _PORT))
-    return found[:_MOST_RESOLVERS]
+        return self._found or (("127.0.0.1", PORT),)
 
 
 class Forwarder:
@@ -127,6 +120,34 @@ class Forwarder:
             self.forget(door)
 
 
+class _Allowance:
+    """So many in each second, and so many at once."""
+
+    def __init__(self, per_s: float, at_once: float) -> None:
+        self._per_s = per_s
+        self._most = self._left = at_once
+        self._loop = asyncio.get_running_loop()
+        self._since = self._loop.time()
+
+    def take(self, count: int = 1) -> bool:
+        now = self._loop.time()
+        self._left = min(self._most, self._left + (now - self._since) * self._per_s)
+        self._since = now
+        if self._left < count:
+            return False
+        self._left -= count
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Ticket:
+    """An address that is to be permitted before an answer is told."""
+
+    query: _Query
+    address: str
+    until: float  # loop time
+
+
 class _Desk:
     """The queries of one environment."""
 
@@ -138,10 +159,11 @@ class _Desk:
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(False)
         self._queries: set[_Query] = set()
-        self._tickets: dict[int, _Query] = {}
+        self._tickets: dict[int, _Ticket] = {}
         self._next_ticket = 1
-        self._allowance = QUERIES_PER_S
-        self._allowed_at = self._loop.time()
+        self._permitted: dict[str, float] = {}  # address: until when, as loop time
+        self._may_ask = _Allowance(QUERIES_PER_S, QUERIES_PER_S)
+        self._may_permit = _Allowance(PERMITS_PER_S, PERMITS_AT_ONCE)
         self._pause: asyncio.TimerHandle | None = None
         self._listen()
 
@@ -154,9 +176,10 @@ class _Desk:
             query.end()
 
     def permitted(self, ticket: int) -> None:
-        query = self._tickets.pop(ticket, None)
-        if query is not None:
-            query.permitted(ticket)
+        found = self._tickets.pop(ticket, None)
+        if found is not None:
+            self._remember(found.address, found.until)
+            found.query.permitted(ticket)
 
     def _listen(self) -> None:
         self._pause = None
@@ -164,7 +187,7 @@ class _Desk:
 
     def _readable(self) -> None:
         for _ in range(QUERIES_IN_A_TURN):
-            if not self._earn():
+            if not self._may_ask.take():
                 # The kernel keeps a few and drops the rest: refusing them would cost as much.
                 self._loop.remove_reader(self._socket.fileno())
                 self._pause = self._loop.call_later(REST_S, self._listen)
@@ -189,35 +212,44 @@ class _Desk:
             self.forwarder.in_flight += 1
             query.ask()
 
-    def _earn(self) -> bool:
-        now = self._loop.time()
-        earned = (now - self._allowed_at) * QUERIES_PER_S
-        self._allowance = min(QUERIES_PER_S, self._allowance + earned)
-        self._allowed_at = now
-        if self._allowance < 1.0:
-            return False
-        self._allowance -= 1.0
-        return True
-
     def answered(self, query: _Query, answer: Answer) -> None:
         """A resolver has answered: see to what the answer may lead, and pass it on."""
         if any(is_private(each, self.forwarder.opened) for each, _ in answer.addresses):
             query.finish(query.question.answered_with(NO_SUCH_NAME))
             return
+        missing = self._missing(answer) if self._egress.kind is Kind.LISTED else {}
+        if missing and not self._may_permit.take(len(missing)):
+            query.finish(query.question.answered_with(SERVER_FAILED))
+            return
         query.answer = answer.given_to(query.question)
-        if self._egress.kind is Kind.LISTED:
-            # Environments have no IPv6 of their own, so nothing is there to permit.
-            reachable = [pair for pair in answer.addresses if isinstance(pair[0], IPv4Address)]
-            permits: list[tuple[int, str, int]] = []
-            for address, ttl_s in reachable[:MOST_PERMITS]:
-                ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
-                self._tickets[ticket] = query
-                query.tickets.add(ticket)
-                good_s = min(max(ttl_s, LEAST_PERMIT_S), MOST_PERMIT_S)
-                permits.append((ticket, str(address), good_s))
-            for permit in permits:
-                self.forwarder.permit(self.door, *permit)
+        permits: list[tuple[int, str, int]] = []
+        for address, seconds in missing.items():
+            ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
+            self._tickets[ticket] = _Ticket(query, address, self._loop.time() + seconds)
+            query.tickets.add(ticket)
+            permits.append((ticket, address, seconds))
+        for permit in permits:
+            self.forwarder.permit(self.door, *permit)
         query.wait_for_permits()
+
+    def _missing(self, answer: Answer) -> dict[str, int]:
+        """Addresses that are not permitted for as long as they may be used: for how long to."""
+        # Environments have no IPv6 of their own, so nothing is there to permit.
+        reachable = [pair for pair in answer.addresses if isinstance(pair[0], IPv4Address)]
+        now = self._loop.time()
+        missing: dict[str, int] = {}
+        for address, ttl_s in reachable[:MOST_PERMITS]:
+            good_s = min(max(ttl_s, LEAST_PERMIT_S), MOST_PERMIT_S)
+            if self._permitted.get(str(address), 0.0) < now + good_s:
+                missing[str(address)] = LASTS * good_s
+        return missing
+
+    def _remember(self, address: str, until: float) -> None:
+        if len(self._permitted) >= MOST_KNOWN:
+            now = self._loop.time()
+            self._permitted = {a: end for a, end in self._permitted.items() if end > now}
+        if len(self._permitted) < MOST_KNOWN or address in self._permitted:
+            self._permitted[address] = until
 
     def reply(self, message: bytes, client: Any) -> None:
         with suppress(OSError):  # it asked and left, or does not read: its own loss

@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from trivet.provisioner import kernel, wire
 from trivet.provisioner.networks import Kept, Networks
@@ -58,6 +58,8 @@ class Provisioner:
                 self._adjust(message)
             except OSError as error:
                 log.warning("network %d: %s", message.number, error)
+            if message.kind == wire.PERMIT:
+                self._send(replace(message, kind=wire.PERMITTED))
 
     def _prepare(self, message: Message) -> None:
         if message.kind == wire.KEEP:

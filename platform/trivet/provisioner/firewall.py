@@ -118,7 +118,7 @@ class Firewall:
         yield nft.named_set(table, "permitted", 9, [_ADDRESS, _ADDRESS], nft.TIMEOUT)
 
     def _chains(self) -> Iterator[Change]:
-        for name in ("leaving", "passing", "marking", "entering", "arriving"):
+        for name in ("refusing", "leaving", "passing", "marking", "entering", "arriving"):
             yield nft.chain(self._table, name)
         for name, kind, hook, priority in (
             ("prerouting", "filter", _PREROUTING, _BEFORE_TRACKING),
@@ -136,6 +136,9 @@ class Firewall:
         source, destination = nft.load_source(), nft.load_destination()
         to_port = destination + nft.load_port(1)
 
+        yield rule("refusing", nft.is_tcp(), nft.reset())
+        yield rule("refusing", nft.refuse())
+
         yield rule("prerouting", ours, nft.go_to("leaving"))
         yield rule("leaving", nft.is_ipv4(differs=True), nft.drop())
         own = nft.load_in_name() + nft.load_source(4)
@@ -144,12 +147,12 @@ class Firewall:
         yield rule("leaving", transport, nft.is_in("transports", differs=True), nft.drop())
         yield rule("leaving", to_port, nft.is_in("opened"), nft.accept())
         # Before any translation: a port that this host passes on to a container is this host.
-        yield rule("leaving", nft.is_not_unicast(), nft.refuse())
-        yield rule("leaving", destination, nft.is_in("private"), nft.refuse())
+        yield rule("leaving", nft.is_not_unicast(), nft.go_to("refusing"))
+        yield rule("leaving", destination, nft.is_in("private"), nft.go_to("refusing"))
 
         yield rule("input", ours, nft.go_to("entering"))
         yield rule("entering", to_port, nft.is_in("opened"), nft.go_to("passing"))
-        yield rule("entering", nft.refuse())
+        yield rule("entering", nft.go_to("refusing"))
 
         yield rule("forward", nft.goes_by(self._prefix), nft.go_to("arriving"))
         yield rule("forward", ours, nft.go_to("passing"))
@@ -163,7 +166,7 @@ class Firewall:
         both = source + nft.load_destination(1)
         yield rule("passing", both, nft.load_port(2), nft.is_in("listed"), nft.go_to("marking"))
         yield rule("passing", both, nft.is_in("permitted"), nft.go_to("marking"))
-        yield rule("passing", nft.refuse())
+        yield rule("passing", nft.go_to("refusing"))
         yield rule("marking", source, nft.look_up("marks"), nft.set_mark(), nft.accept())
 
         address, mask = self._network.network_address.packed, self._network.netmask.packed
@@ -214,9 +217,16 @@ class Firewall:
     def permit(self, address: bytes, destination: bytes, seconds: int) -> None:
         """Let the network at `address` reach one other address, for so long."""
         key = address + destination
-        self._forbid(key)  # an older permit would keep its own end
-        self._tables.commit(self._element("permitted", key, timeout_ms=seconds * 1000))
-        self._permits.setdefault(address, set()).add(destination)
+        permit = self._element("permitted", key, timeout_ms=seconds * 1000)
+        permits = self._permits.setdefault(address, set())
+        if destination in permits:
+            # An older permit would keep its own end, and must not end before this one begins.
+            older = nft.element(nft.DELETE_ELEMENT, self._table, "permitted", key)
+            with contextlib.suppress(FileNotFoundError):  # its time was over
+                self._tables.commit(older, permit)
+                return
+        self._tables.commit(permit)
+        permits.add(destination)
 
     def permits(self, address: bytes) -> int:
         """How many addresses the network at `address` was ever permitted."""

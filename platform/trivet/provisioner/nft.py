@@ -351,6 +351,16 @@ def drop() -> bytes:
     return _verdict(0)
 
 
+def is_tcp() -> bytes:
+    return load_transport() + _compare(b"\6")
+
+
+def reset() -> bytes:
+    """Drop it, a packet of TCP, and end the sender's connection: the kernel sends as many of these
+    as are due, unlike what `refuse` sends."""
+    return _expression("reject", _number(1, 1), _raw(2, bytes([0])))
+
+
 def refuse() -> bytes:
     """Drop it, and tell the sender at once that no way leads there."""
     return _expression("reject", _number(1, 2), _raw(2, bytes([3])))

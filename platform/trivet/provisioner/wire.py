@@ -30,6 +30,7 @@ SCRATCH = 7  # value: MB.  Number: the supervisor's, for the answer
 READY = 16  # value: PROTOCOL
 GIVEN = 17  # detail: NETWORK or SCRATCH, number as asked.  fds: the namespace, or a detached mount
 REFUSED = 18  # detail and number as GIVEN, value: errno
+PERMITTED = 19  # number and address of a PERMIT: it holds now, unless it was refused
 
 # Kinds of network.
 NONE = 0  # loopback alone; the provisioner forgets it at once

@@ -60,7 +60,8 @@ async def supervise(settings: Settings) -> None:
     slots = Slots(settings.first_uid, inherited_cgroups())
     rooms = Rooms(parse(settings.egress), on_disk=settings.scratch != "memory")
     doors = Doors()
-    doors.on_permit = rooms.permit
+    doors.on_permit, rooms.on_permitted = rooms.permit, doors.permitted
+    doors.confirms_permits = True
     async with anyio.create_task_group() as tasks:
         pool = Pool(
             settings,

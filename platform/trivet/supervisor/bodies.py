@@ -38,8 +38,11 @@ class Tenant(Protocol):
         """Bytes from the channel; empty when the process closed it."""
         ...
 
-    def wrote_log(self) -> bool:
-        """The log pipe has bytes, or has ended: false then."""
+    def wrote_log(self) -> float | None:
+        """The log pipe has bytes. Returns how long it may wait for the next look, in s.
+
+        None when it has ended.
+        """
         ...
 
     def exited(self, status: int | None) -> None: ...
@@ -132,7 +135,7 @@ class Body:
         if tree is not None:
             self._tree = tree
         self._loop.add_reader(self._channel.fileno(), self._readable)
-        self._loop.add_reader(self.log_pipe, self._log_readable)
+        self._watch_log()
         if self.is_started:
             self._furnish()
 
@@ -266,8 +269,16 @@ class Body:
             self._tenant.received(data)
 
     def _log_readable(self) -> None:
-        if self._tenant is not None and not self._tenant.wrote_log():
+        assert self._tenant is not None
+        pause_s = self._tenant.wrote_log()
+        if pause_s != 0.0:
             self._loop.remove_reader(self.log_pipe)
+        if pause_s:
+            self._loop.call_later(pause_s, self._watch_log)
+
+    def _watch_log(self) -> None:
+        if not self._is_over:
+            self._loop.add_reader(self.log_pipe, self._log_readable)
 
     # ------------------------------------------------------------------ frost and use
 

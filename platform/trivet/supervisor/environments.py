@@ -184,7 +184,7 @@ class Environment:
         if self.state not in (State.DYING, State.DEAD):
             self.owner.broke_protocol(self)
 
-    def wrote_log(self) -> bool:
+    def wrote_log(self) -> float | None:
         return self.journal.read()
 
     def kill(self) -> None:

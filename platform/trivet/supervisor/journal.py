@@ -16,6 +16,8 @@ from trivet.store.logs import LogWriter
 READ_BYTES = 65_536
 # At an answer the pipe is emptied, so that END comes after the handler's lines. A thread that
 # keeps writing must not keep us: a pipe holds 64 KB, so this is several times all that was there.
+# To read what is dropped costs everybody; a full pipe costs only the one who floods it.
+FLOODED_S = 0.02
 MOST_READS = 8
 LINE_BYTES = 262_144  # AWS cuts a log event here
 TAIL_BYTES = 4_096
@@ -42,17 +44,21 @@ class Journal:
 
     # ------------------------------------------------------------------ the handler's lines
 
-    def read(self) -> bool:
-        """Take what the pipe holds. False at its end: everyone who could write is gone."""
+    def read(self) -> float | None:
+        """Take what the pipe holds. Returns for how long, in s, it may be left alone.
+
+        None at its end: everyone who could write is gone.
+        """
+        dropped_before = self.dropped_bytes
         for _ in range(MOST_READS):
             try:
                 data = os.read(self._pipe, READ_BYTES)
             except BlockingIOError:
-                return True
+                break
             if not data:
-                return False
+                return None
             self._take(data)
-        return True
+        return 0.0 if self.dropped_bytes == dropped_before else FLOODED_S
 
     def _take(self, data: bytes) -> None:
         now = time.monotonic()

@@ -90,6 +90,8 @@ class Rooms:
         self._on_disk = on_disk
         self._spares = spares
         self._is_worth_waiting = is_expected
+        # Told network number and address once a `permit` of them holds, or never will.
+        self.on_permitted: Callable[[int, str], None] = lambda number, address: None
         self._link: socket.socket | None = None
         self._is_ready = False
         self._unsent: deque[bytes] = deque()
@@ -167,6 +169,7 @@ class Rooms:
         network = self._networks.get(network_number)
         destination = ipaddress.ip_address(address)
         if network is None or destination.version != 4:
+            self.on_permitted(network_number, address)
             return
         now = asyncio.get_running_loop().time()
         if len(network.permits) >= _MOST_PERMITS:
@@ -237,6 +240,9 @@ class Rooms:
             message = Message.unpack(data)
             if message.kind == wire.READY:
                 self._greet()
+                continue
+            if message.kind == wire.PERMITTED:
+                self.on_permitted(message.number, str(ipaddress.ip_address(message.address)))
                 continue
             descriptor = descriptors[0] if descriptors else -1
             if message.kind == wire.REFUSED:

@@ -19,8 +19,10 @@ import httptools
 from trivet_worker import wire
 
 PREFIX = "/2018-06-01/runtime/"
-MOST_CONNECTIONS = 32
+# Each may hold one answer that is not whole yet. Clients of this API use one or two.
+MOST_CONNECTIONS = 8
 MOST_HEAD_BYTES = 65_536
+# Requests that come at once, or wait behind /next. No runtime pipelines.
 MOST_PIPELINED = 16
 
 # Answered since 2026 to a reply that belongs to an earlier attempt.
@@ -77,7 +79,10 @@ class RuntimeApi:
         return f"<RuntimeApi {state}>"
 
     async def _serve(self, listener: socket.socket) -> None:
-        self._server = await self._loop.create_server(lambda: _Connection(self), sock=listener)
+        # As many as wait in the kernel are accepted at once, and hold up all others meanwhile.
+        self._server = await self._loop.create_server(
+            lambda: _Connection(self), sock=listener, backlog=MOST_CONNECTIONS
+        )
 
     def close(self) -> None:
         self._starting.cancel()
@@ -182,13 +187,14 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._requests: deque[tuple[bytes, str, dict[bytes, bytes], bytes]] = deque()
         self._is_asking = False
+        self._come_at_once = 0
         self._begin()
 
     def _begin(self) -> None:
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
         self._body = bytearray()
-        self._head_bytes = 0
+        self._received_bytes = 0  # of this request
 
     # ------------------------------------------------------------------ the transport's calls
 
@@ -201,15 +207,26 @@ class _Connection(asyncio.Protocol):
         self._api.disconnected(self)
 
     def data_received(self, data: bytes) -> None:
-        self._head_bytes += len(data)
+        self._received_bytes += len(data)
+        self._come_at_once = 0
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, ValueError):
             self.abort()
             return
-        is_endless = self._head_bytes > wire.MAX_RESPONSE_BYTES + 16 * MOST_HEAD_BYTES
-        if is_endless or len(self._requests) > MOST_PIPELINED:
+        # Who has asked for an event has nothing to send before it comes.
+        most_body = 0 if self._is_asking else wire.MAX_RESPONSE_BYTES
+        if self._received_bytes > most_body + 16 * MOST_HEAD_BYTES:
             self.abort()
+
+    def pause_writing(self) -> None:
+        """It does not read its answers, so no more of them are written."""
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self._transport is not None:
+            self._transport.resume_reading()
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -231,6 +248,9 @@ class _Connection(asyncio.Protocol):
         self._body += body[:room]
 
     def on_message_complete(self) -> None:
+        self._come_at_once += 1
+        if max(self._come_at_once, len(self._requests)) > MOST_PIPELINED:
+            raise ValueError("too many requests")
         request = (self._parser.get_method(), self._url.decode("latin-1"), self._headers)
         self._requests.append((*request, bytes(self._body)))
         self._begin()

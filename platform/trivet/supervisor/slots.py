@@ -19,11 +19,11 @@ from typing import TypeVar
 import structlog
 
 from trivet.supervisor.cgroups import Cgroup, CgroupTree
+from trivet_worker.wire import MOST_UIDS
 
 log = structlog.get_logger()
 
 STOCK = 2 * (os.cpu_count() or 1) + 4
-MOST_UIDS = 60_000
 # A process that was killed leaves its cgroup when the kernel has taken it apart.
 RETRY_S = 0.005
 LONGEST_RETRY_S = 1.0
