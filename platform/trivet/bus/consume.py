@@ -130,8 +130,9 @@ class Intake:
 
     async def prepare(self, out: Connection, function: str) -> None:
         # Noted before the first read, so that a successor finds what this epoch left pending.
-        await out.call("SADD", keys.epoch_functions(self._node, self._epoch), function)
-        await ensure_group(out, keys.express_stream(function))
+        # Both leave in one write, and the server carries them out in this order.
+        noted = out.call("SADD", keys.epoch_functions(self._node, self._epoch), function)
+        await asyncio.gather(noted, ensure_group(out, keys.express_stream(function)))
 
     async def leave(self, out: Connection, function: str) -> bool:
         names = (keys.express_stream(function), keys.rung_flag(function))

@@ -83,6 +83,7 @@ class LogWriter:
 
     def __init__(self, root: Path) -> None:
         self.dropped_bytes = 0  # since the start
+        self.on_first: Callable[[], None] = lambda: None  # a line came where none waited
         self._root = root
         self._buffered: list[tuple[str, int, str, str, str, str]] = []
         self._files: OrderedDict[tuple[str, int], _File] = OrderedDict()
@@ -90,7 +91,9 @@ class LogWriter:
     def add(
         self, function: str, at_ms: int, stream: str, kind: str, request_id: str, text: str
     ) -> None:
-        """Only remembers the line; `flush` writes it."""
+        """Only remembers the line; `flush` writes it, as `on_first` may see to."""
+        if not self._buffered:
+            self.on_first()
         self._buffered.append((function, at_ms, stream, kind, request_id, text))
 
     def flush(self) -> None:

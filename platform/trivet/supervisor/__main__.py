@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import signal
 import time
+from functools import partial
 
 import anyio
 import anyio.lowlevel
@@ -45,6 +47,8 @@ log = structlog.get_logger()
 
 # Lines reach the disk in batches: one write per function and this long a window.
 LOG_WINDOW_S = 0.02
+# Networks and scratch space kept ready: to make one takes some 20 ms.
+MOST_SPARE_ROOMS = 16
 # After SIGTERM a running function may take this long to end before it is killed.
 DRAIN_S = 25.0
 
@@ -58,7 +62,11 @@ async def supervise(settings: Settings) -> None:
     stop = anyio.Event()
     briefing = Briefing(settings, await _roles(durable))
     slots = Slots(settings.first_uid, inherited_cgroups())
-    rooms = Rooms(parse(settings.egress), on_disk=settings.scratch != "memory")
+    rooms = Rooms(
+        parse(settings.egress),
+        on_disk=settings.scratch != "memory",
+        spares=min(MOST_SPARE_ROOMS, settings.max_environments),
+    )
     doors = Doors()
     doors.on_permit, rooms.on_permitted = rooms.permit, doors.permitted
     doors.confirms_permits = True
@@ -119,7 +127,8 @@ async def supervise(settings: Settings) -> None:
             return [*pool.counters.families(), *seen]
 
         tasks.start_soon(keep_reporting, express, node, counted)
-        tasks.start_soon(_write_logs, writer)
+        loop = asyncio.get_running_loop()
+        writer.on_first = partial(_flush_soon, loop, writer)
         days, mb = settings.log_days, settings.log_mb
         tasks.start_soon(lambda: keep_swept(settings.logs_path, most_days=days, most_mb=mb))
         tasks.start_soon(dispatcher.sweep, leave_idle)
@@ -169,10 +178,8 @@ async def _stop_on_signal(stop: anyio.Event) -> None:
             stop.set()
 
 
-async def _write_logs(writer: LogWriter) -> None:
-    while True:
-        await anyio.sleep(LOG_WINDOW_S)
-        writer.flush()
+def _flush_soon(loop: asyncio.AbstractEventLoop, writer: LogWriter) -> None:
+    loop.call_later(LOG_WINDOW_S, writer.flush)
 
 
 def main() -> None:

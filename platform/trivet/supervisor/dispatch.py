@@ -140,11 +140,11 @@ class Dispatcher:
         is_gone = False
         try:
             current = await self._store.fetch(function)
-            if version_key:
-                version = await self._store.version(function, version_key)
-            elif current is not None:
-                # An asynchronous event runs what is current when it runs.
+            if current is not None and version_key in ("", current.latest.key):
+                # An asynchronous event, which names none, runs what is current when it runs.
                 version = current.latest
+            elif version_key:
+                version = await self._store.version(function, version_key)
             is_gone = version is None
         except Exception as error:
             # Whatever the durable server says, the callers must hear of it.

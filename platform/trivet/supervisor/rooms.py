@@ -28,6 +28,7 @@ log = structlog.get_logger()
 
 # A room takes a hundredth of this on a busy machine, and a provisioner's restart a tenth.
 ANSWER_WITHIN_S = 5.0
+REFILL_AFTER_S = 0.1
 
 AWS_SCRATCH_MB = 512
 _MOST_PERMITS = 1024  # of one network, as the provisioner bounds them
@@ -107,6 +108,7 @@ class Rooms:
         self._asked_scratch: dict[int, tuple[int, _Order | None]] = {}  # also its MB
         self._scratch_numbers = itertools.count(1)
         self._orders: set[_Order] = set()
+        self._refilling: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         state = "up" if self._is_ready else "down"
@@ -128,6 +130,8 @@ class Rooms:
     def close(self) -> None:
         """Let go of the provisioner, which ends all networks, and of what was kept ready."""
         self._detach()
+        if self._refilling is not None:
+            self._refilling.cancel()
         for descriptor, _ in self._ready_networks:
             os.close(descriptor)
         for descriptor in self._ready_scratch:
@@ -161,7 +165,10 @@ class Rooms:
             self._orders.add(order)
             loop = asyncio.get_running_loop()
             order.timer = loop.call_later(ANSWER_WITHIN_S, self._give_up, order)
-        self._refill()
+        if self._is_ready and self._refilling is None:
+            # Later: to make a network takes the processor that a cold start needs now.
+            loop = asyncio.get_running_loop()
+            self._refilling = loop.call_later(REFILL_AFTER_S, self._refill)
         order.deliver()
 
     def permit(self, network_number: int, address: str, ttl_s: int) -> None:
@@ -199,6 +206,7 @@ class Rooms:
 
     def _refill(self) -> None:
         """Ask for what is missing among the spares."""
+        self._refilling = None
         if not self._is_ready:
             return
         asked = sum(order is None for order in self._asked_networks.values())
