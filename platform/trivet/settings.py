@@ -17,11 +17,14 @@ from trivet.core import egress
 from trivet.core.endpoints import parse_service_endpoints
 from trivet.core.resolvers import parse_resolvers
 from trivet.errors import SettingsError
+from trivet_worker.wire import MOST_UIDS
 
 # How a service finds the settings that the launcher read.
 VARIABLE = "TRIVET_SETTINGS_JSON"
 
 DEFAULT_DATA = ".trivet"
+
+SERVICE_UIDS = 4  # gateway, supervisor, adapters, Valkeys
 
 # Functions of one machine share a part of network_range, which must hold all of them.
 _LONGEST_PREFIX = 20
@@ -188,6 +191,13 @@ def _checked(settings: Settings) -> Settings:
         raise SettingsError("log_days and log_mb must be at least 1")
     if settings.isolation_minimum not in ("L0", "L1", "L2", "L3"):
         raise SettingsError("isolation_minimum must be L0, L1, L2 or L3")
+    services = range(settings.service_uid, settings.service_uid + SERVICE_UIDS)
+    environments = range(settings.first_uid, settings.first_uid + MOST_UIDS)
+    if min(services[0], environments[0]) < 1 or environments[-1] >= 2**31:
+        raise SettingsError("first_uid and service_uid must be uids of ordinary users")
+    if services[0] in environments or environments[0] in services:
+        message = f"first_uid and the {MOST_UIDS - 1} after it must not include service_uid"
+        raise SettingsError(message)
     if settings.cpu not in ("weight", "quota"):
         raise SettingsError("cpu must be 'weight' or 'quota'")
     if settings.scratch not in ("auto", "disk", "memory"):

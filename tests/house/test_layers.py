@@ -19,7 +19,7 @@ OWN = {
     "trivet": {"trivet", "trivet_worker.wire"},
     "trivet.core": {"trivet.core", "trivet.errors", "trivet_worker.wire"},
     "trivet.errors": set(),
-    "trivet.settings": {"trivet.core", "trivet.errors"},
+    "trivet.settings": {"trivet.core", "trivet.errors", "trivet_worker.wire"},
     "trivet.bus": {"trivet.bus", "trivet.core", "trivet.errors", "trivet.settings"},
     "trivet.provisioner": {"trivet.provisioner"},
     "trivet.launcher": {

@@ -273,3 +273,14 @@ def test_the_provisioner_gets_what_the_operator_opened_and_no_more(tmp_path: Pat
 def test_settings_of_the_network_are_read_before_anything_starts(name: str, text: str) -> None:
     with pytest.raises(SettingsError):
         read_settings(flags={name: text}, variables={})
+
+
+@pytest.mark.parametrize("first", [0, 64_100, 64_103, 4_101, -5, 2**31 - 59_999])
+def test_functions_never_run_as_a_service(first: int) -> None:
+    with pytest.raises(SettingsError, match="uid"):
+        read_settings(flags={"data": "/tmp/x", "first_uid": first}, variables={})
+
+
+def test_uids_beside_those_of_services_are_usable() -> None:
+    for first in (4_100, 64_104):
+        assert read_settings(flags={"data": "/tmp/x", "first_uid": first}, variables={})

@@ -39,6 +39,7 @@ PERMIT_WITHIN_S = 0.5
 
 QUERIES_OF_ONE = 64  # in flight, of one environment
 QUERIES_OF_ALL = 2_048
+QUERIES_WHEN_CROWDED = 4  # so many environments of one function cannot hold them all
 QUERIES_IN_A_TURN = 16
 QUERIES_PER_S = 500.0  # read of one environment, and as many at once; the others wait
 REST_S = 0.05
@@ -98,6 +99,13 @@ class Forwarder:
 
     def __repr__(self) -> str:
         return f"<Forwarder {len(self._desks)} environments, {self.in_flight} queries>"
+
+    @property
+    def share(self) -> int:
+        """How many queries one environment may have in flight. Few once there are many."""
+        if self.in_flight >= QUERIES_OF_ALL:
+            return 0
+        return QUERIES_OF_ONE if self.in_flight < QUERIES_OF_ALL // 2 else QUERIES_WHEN_CROWDED
 
     def serve(self, door: int, fd: int, egress: Egress) -> None:
         """Answer what comes to the UDP socket `fd`, which is owned from now on."""
@@ -204,7 +212,7 @@ class _Desk:
             self.reply(question.answered_with(REFUSED), client)
         elif not self._egress.allows_name(question.name):
             self.reply(question.answered_with(NO_SUCH_NAME), client)
-        elif len(self._queries) >= QUERIES_OF_ONE or self.forwarder.in_flight >= QUERIES_OF_ALL:
+        elif len(self._queries) >= self.forwarder.share:
             self.reply(question.answered_with(SERVER_FAILED), client)
         else:
             query = _Query(self, question, client)
