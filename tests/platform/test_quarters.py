@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,7 +57,8 @@ def tree(bases: Cgroups) -> CgroupTree:
 
 
 @pytest.fixture
-async def make(tmp_path: Path, durable: Redis) -> AsyncIterator[Make]:
+async def make(tmp_path: Path, durable: Redis, bases: Cgroups) -> AsyncIterator[Make]:
+    # It ends before the bases do, which it fills in a thread.
     async with supervising(tmp_path, durable) as make:
         yield make
 
@@ -292,6 +295,14 @@ class PlayedProvisioner:
                 socket.send_fds(self.link, [given], [null])
                 os.close(null)
 
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Answer whatever comes, as it comes."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self.link, self.answer)
+        yield
+        loop.remove_reader(self.link)
+
 
 async def housed(rooms: Rooms) -> PlayedProvisioner:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -313,28 +324,24 @@ async def test_an_environment_gets_a_room_and_gives_it_back_once(make: Make) -> 
     zygote = host.attach(bits=BITS)
     await settle()
     host.deliver(version)
-    await settle()
-    provisioner.answer()
-    inside = await zygote.spawned()
+    with provisioner.answering():
+        inside = await zygote.spawned()
     with_room = wire.WITH_CODE | wire.WITH_NETWORK | wire.WITH_SCRATCH
     assert inside.given == with_room | 2048 << 8
     assert provisioner.kinds[-1] == asked.NONE
     assert 2048 in provisioner.sizes
     usual = await host.deploy("usual")
     before = len(provisioner.networks)
+    asked_before = len(provisioner.kinds)
     host.deliver(usual)
     other = await zygote.spawned()  # what was ready: nobody was asked
+    assert len(provisioner.kinds) == asked_before
     assert other.given == with_room | 512 << 8
     other.start()
     other.exit()
     await until(lambda: len(host.pool._bodies) == 1)
-    made = len(provisioner.kinds)
-
-    def is_refilled() -> bool:
-        provisioner.answer()
-        return len(provisioner.kinds) > made
-
-    await until(is_refilled)
+    with provisioner.answering():
+        await until(lambda: len(provisioner.kinds) > asked_before)
     assert len(provisioner.networks) == before, "one was made in its place, one given back"
     rooms.close()
     provisioner.link.close()
@@ -373,9 +380,8 @@ async def test_everything_is_given_back_whatever_ends_it(
     await until(lambda: len(host.slots._stock) == STOCK)
     before = len(os.listdir("/proc/self/fd"))
     host.deliver(version)
-    await settle()
-    provisioner.answer()
-    inside = await zygote.spawned()
+    with provisioner.answering():
+        inside = await zygote.spawned()
     (body,) = host.pool._bodies
     for fleet in host.dispatcher._fleets.values():
         fleet.queue.clear()

@@ -89,10 +89,13 @@ class Slots:
         self._remove(slot, slot.cgroup, RETRY_S)
 
     def close(self) -> None:
-        """Make no more. What is not removed yet stays for whoever owns the tree."""
+        """Make no more, and wait for the one that is being made.
+
+        What is not removed yet stays for whoever owns the tree.
+        """
         self._is_closed = True
         for executor in (self._maker, self._remover):
-            executor.shutdown(wait=False, cancel_futures=True)
+            executor.shutdown(cancel_futures=True)
 
     # ------------------------------------------------------------------ making
 
