@@ -90,15 +90,6 @@ class Streams:
         states = [stream.state for stream in self._streams.values()]
         return f"<Streams {len(states)} served, {states.count(State.READING)} reading>"
 
-    async def _connect(self) -> tuple[Connection, int]:
-        """A connection, and its number: by that a blocked read on it is ended."""
-        connection = await connect(self._address)
-        try:
-            return connection, await connection.call("CLIENT", "ID")
-        except BaseException:
-            connection.close()
-            raise
-
     def serve(self, function: str) -> None:
         """Begin to read `function`, or go on."""
         stream = self._streams.get(function)
@@ -121,14 +112,17 @@ class Streams:
             self.let_go(function)
 
     async def _open(self, function: str) -> None:
-        opening = asyncio.ensure_future(self._connect())
         try:
             await self._lane.prepare(self._out, function)
-            connection, client_id = await opening
+            connection = await connect(self._address)
+            try:
+                client_id = await connection.call("CLIENT", "ID")
+            except BaseException:
+                connection.close()
+                raise
         except (OSError, hiredis.HiredisError) as error:
             # The server went, or is out of memory. Whoever published rings again.
             log.warning("stream.refused", function=function, error=str(error))
-            opening.add_done_callback(_close_unused)
             return
         finally:
             self._opening.discard(function)
@@ -251,11 +245,6 @@ class Streams:
     def close(self) -> None:
         for stream in list(self._streams.values()):
             self._drop(stream)
-
-
-def _close_unused(opening: asyncio.Future[tuple[Connection, int]]) -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result()[0].close()
 
 
 async def ensure_group(out: Connection, stream: str) -> None:
