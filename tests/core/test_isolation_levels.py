@@ -77,6 +77,16 @@ def test_the_line_at_boot_names_the_layers() -> None:
     assert summary(FULL).endswith(", cgroups")
 
 
+def test_networks_that_lead_nowhere_are_said_where_more_was_asked_for() -> None:
+    assert summary(OTHERS, is_cut_off=True).endswith(
+        "have no bounds; no egress: functions reach Trivet only"
+    )
+    assert summary(FULL, is_cut_off=True).endswith(
+        ", cgroups; no egress: functions reach Trivet only"
+    )
+    assert "egress" not in summary(CONFINED, is_cut_off=True)  # the host's own network
+
+
 def test_the_lowest_level_is_said_loudly() -> None:
     assert summary(0) == "L0  separate processes only; not for hostile code"
     assert summary(wire.ISOLATION_UID | wire.ISOLATION_PID) == (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,21 @@ def test_the_level_of_a_running_platform_is_judged_by_the_least_that_is_wanted(
     assert found.text.startswith("L1  x. For L2 functions lack a uid or user namespace")
     file.write_text(json.dumps({**details, "isolation": "L3  x", "isolation_bits": 255}))
     assert only(jail_checks.isolation(Settings(data=str(served.data)))).state == "ok"
+
+
+def test_what_only_root_has_is_not_promised_to_others(
+    served: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is root sent to a data folder that it would refuse."""
+    file = served.data / "run" / "platform.json"
+    details: dict[str, Any] = json.loads(file.read_text())
+    bits = 255 & ~wire.ISOLATION_CGROUP
+    file.write_text(json.dumps({**details, "isolation": "L2  x", "isolation_bits": bits}))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    found = only(jail_checks.isolation(Settings(data=str(served.data))))
+    assert (found.state, found.text.startswith("L2  x. For L3")) == ("warning", True)
+    assert re.search(r"down; sudo .* up --data /var/lib/trivet$", found.fix)
+    assert only(jail_checks.scratch(Settings())).fix.endswith(" --data /var/lib/trivet")
 
 
 def test_every_check_answers(tmp_path: Path) -> None:

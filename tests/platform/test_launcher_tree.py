@@ -286,6 +286,8 @@ def test_enough_isolation_is_served_and_told(launched: Launched) -> None:
     state = launched.told(process)
     assert (state["isolation_level"], state["isolation_bits"]) == ("L3", 255)
     assert state["isolation"].startswith("L3  own uid, user, PID, mount, network, IPC, UTS and")
+    # Only root has a provisioner, and so networks that lead anywhere.
+    assert ("no egress" in state["isolation"]) == (os.geteuid() != 0)
     assert asked_to_end(launched, process) == 0
 
 

@@ -266,6 +266,23 @@ def test_an_environment_joins_the_cgroups_of_its_uid(code: Code, bases: list[Pat
 
 
 @needs_cgroups
+def test_a_frozen_environment_ends_with_its_zygote(code: Code) -> None:
+    base = Path(tempfile.mkdtemp(prefix="trivet-test-", dir="/sys/fs/cgroup/freezer"))
+    zygote = driver.start_zygote(cgroups=[str(base)])
+    uid = next(zygote.uids)
+    (base / str(uid)).mkdir()
+    environment = zygote.started(zygote.send_spawn(code(_LOOK), uid, joins_cgroup=True))
+    environment.init()
+    (base / str(uid) / "freezer.state").write_text("FROZEN")
+    zygote.parent.close()
+    assert zygote.process.wait(driver.DEADLINE_S) == 0
+    assert driver.has_ended(environment.pidfd, within_s=0)
+    zygote.close()
+    (base / str(uid)).rmdir()
+    base.rmdir()
+
+
+@needs_cgroups
 def test_without_its_cgroup_an_environment_is_refused(code: Code, bases: list[Path]) -> None:
     zygote = driver.start_zygote(cgroups=[str(base) for base in bases])
     environment = zygote.send_spawn(code(_LOOK), joins_cgroup=True)

@@ -10,6 +10,7 @@ mount namespace, called home, which the zygote itself stays in.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -190,6 +191,12 @@ class Isolation:
         kernel.set_dumpable(True)  # the change of uid gave /proc/self to root
         if self.last_filter:
             kernel.set_filter(self.last_filter)
+
+    def thaw(self, uid: int) -> None:
+        """Let what is frozen of `uid` go on, if only to its end."""
+        for base in self.needs.cgroups:
+            with contextlib.suppress(OSError), open(f"{base}/{uid}/freezer.state", "r+") as state:
+                state.write("THAWED")
 
     def fill(self, cell: int, code: int, layers: int) -> None:
         """Put code and layers before the eyes of a waiting cell. Moves this process in with them.

@@ -99,6 +99,7 @@ class Zygote:
         self._reports: dict[int, int] = {}  # descriptor of a report: pid
         self._adopted: dict[int, int] = {}  # pidfd: environment
         self._pidfds: dict[int, int] = {}  # what KILL and FILL may name, started here or adopted
+        self._uids: dict[int, int] = {}  # of the same
         # No message: only close the descriptors, which may belong to the message before.
         self._outbox: deque[tuple[bytes, list[int]]] = deque()
         self._poll = select.poll()
@@ -186,6 +187,7 @@ class Zygote:
         elif kind == ADOPT and len(descriptors) == 1:
             if self._may_adopt(number, first, descriptors[0]):
                 pidfd = self._pidfds[number] = descriptors.pop()
+                self._uids[number] = first
                 self._adopted[pidfd] = number
                 self._poll.register(pidfd, select.POLLIN)
             return None
@@ -253,7 +255,7 @@ class Zygote:
             self._send(REFUSED, number, error.errno or errno.EMFILE)
             return None
         self._environments[pid] = Environment(number, pidfd, reader)
-        self._pidfds[number] = pidfd
+        self._pidfds[number], self._uids[number] = pidfd, uid
         self._reports[reader.fileno()] = pid
         self._poll.register(reader, select.POLLIN)
         return None
@@ -329,7 +331,7 @@ class Zygote:
     def _bury(self, pid: int, code: int) -> None:
         self._settle(pid)  # whether it ever was complete is known now, if not before
         environment = self._environments.pop(pid)
-        del self._pidfds[environment.number]
+        self._forget(environment.number)
         if not environment.is_refused:
             self._send(EXITED, environment.number, code)
         self._outbox.append((b"", [environment.pidfd]))  # STARTED may still wait to send it
@@ -386,7 +388,10 @@ class Zygote:
     def _forget_adopted(self, pidfd: int) -> None:
         self._poll.unregister(pidfd)
         os.close(pidfd)
-        del self._pidfds[self._adopted.pop(pidfd)]
+        self._forget(self._adopted.pop(pidfd))
+
+    def _forget(self, number: int) -> None:
+        del self._pidfds[number], self._uids[number]
 
     def _end(self) -> NoReturn:
         """Kill everything, wait for it, and exit."""
@@ -396,6 +401,8 @@ class Zygote:
         for pidfd in (*pidfds, *self._adopted):
             _send_signal(pidfd, signal.SIGKILL)
             waiting.register(pidfd, select.POLLIN)
+        for uid in self._uids.values():
+            self._level.thaw(uid)  # a frozen one does not die on version 1
         remaining = len(pidfds) + len(self._adopted)
         while remaining and time.monotonic() < deadline:
             for pidfd, _ in waiting.poll((deadline - time.monotonic()) * 1000):

@@ -55,6 +55,7 @@ _WARNINGS = {
     Level.L1: "no namespaces: only for code that you half trust",
     Level.L2: "no cgroups: memory, CPU and processes have no bounds",
 }
+_CUT_OFF = "no egress: functions reach Trivet only"
 
 
 def level(bits: int) -> Level:
@@ -75,12 +76,17 @@ def missing(bits: int, wanted: Level | None = None) -> tuple[str, ...]:
     return tuple(_IS_MISSING[layer] for layer in _lacking(bits, wanted))
 
 
-def summary(bits: int, *, cgroup_version: int | None = None) -> str:
-    """The isolation in one line for people: its level, its layers, and what it is not good for."""
+def summary(bits: int, *, cgroup_version: int | None = None, is_cut_off: bool = False) -> str:
+    """The isolation in one line for people: its level, its layers, and what it is not good for.
+
+    `is_cut_off`: their networks lead nowhere, though somebody asked for more.
+    """
     reached = level(bits)
     layers = ", ".join(_layers(bits, cgroup_version)) or "separate processes only"
-    warning = _WARNINGS.get(reached)
-    return f"{reached.name}  {layers}" + (f"; {warning}" if warning else "")
+    notes = [_WARNINGS[reached]] if reached in _WARNINGS else []
+    if is_cut_off and bits & ISOLATION_NETWORK:
+        notes.append(_CUT_OFF)
+    return "; ".join([f"{reached.name}  {layers}", *notes])
 
 
 def _lacking(bits: int, wanted: Level) -> list[int]:

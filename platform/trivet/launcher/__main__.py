@@ -112,6 +112,7 @@ def launch(
             settings,
             runtimes,
             cgroups=cgroups,
+            has_provisioner=who is not None,
             begun=begun,
             tell=report.ready,
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import json
 import os
 import signal
@@ -17,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trivet.launcher.folders import fingerprint
 from trivet.launcher.hierarchies import CONTROLLERS, Survey, listed, survey
 from trivet.launcher.identities import Identities, Identity
 from trivet.settings import Settings
@@ -131,7 +131,7 @@ def prepare(
     if found.reason:
         return Cgroups(reason=found.reason)
     try:
-        name = f"trivet-{_hash_of(settings.data_path)}"
+        name = f"trivet-{fingerprint(settings)}"
         for left in _left_behind(found, name):
             left.remove()
         parents = found.own
@@ -144,13 +144,6 @@ def prepare(
         where = f"{error.filename}: " if error.filename else ""
         return Cgroups(reason=f"{where}{error.strerror or error}")
     return Cgroups(found.version, paths)
-
-
-def _hash_of(data: Path) -> str:
-    """Tells data folders apart, those of containers that call them alike too."""
-    status = data.stat()
-    text = f"{data.resolve()}\0{status.st_dev}\0{status.st_ino}"
-    return hashlib.blake2b(os.fsencode(text), digest_size=5).hexdigest()
 
 
 def _left_behind(found: Survey, name: str) -> Iterator[Cgroups]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from trivet.core import egress
 from trivet.core.isolation import Level, level, missing, summary
 from trivet.errors import TrivetError
 from trivet.launcher import announce, folders
@@ -31,6 +32,7 @@ class Presence:
         runtimes: Sequence[Runtime],
         *,
         cgroups: Cgroups,
+        has_provisioner: bool,
         begun: float,
         tell: Callable[[PlatformState], None],
     ) -> None:
@@ -38,6 +40,8 @@ class Presence:
         self._settings = settings
         self._runtimes = tuple(runtimes)
         self._cgroups = cgroups
+        most = egress.parse(settings.egress)
+        self._is_cut_off = most.kind is not egress.Kind.NONE and not has_provisioner
         self._begun = begun
         self._tell = tell
         self._bits = 0
@@ -47,7 +51,7 @@ class Presence:
         """Take note of the isolation of environments; a refusal when it is below the minimum."""
         refusal = below_minimum(bits, self._settings.isolation_minimum, self._cgroups.reason)
         if refusal is None and self._state is not None and bits != self._bits:
-            text = summary(bits, cgroup_version=self._cgroups.version)
+            text = self._summary(bits)
             name = level(bits).name
             self._write(
                 replace(self._state, isolation=text, isolation_level=name, isolation_bits=bits)
@@ -71,7 +75,7 @@ class Presence:
             http_url=f"http://{host}:{settings.http_port}",
             ports={"aws": settings.aws_port, "http": settings.http_port},
             runtimes=self._runtimes,
-            isolation=summary(self._bits, cgroup_version=self._cgroups.version),
+            isolation=self._summary(self._bits),
             isolation_level=level(self._bits).name,
             isolation_bits=self._bits,
             valkey=next((server.version for server in servers), ""),
@@ -82,6 +86,10 @@ class Presence:
         )
         self._write(state)
         self._tell(state)
+
+    def _summary(self, bits: int) -> str:
+        version = self._cgroups.version
+        return summary(bits, cgroup_version=version, is_cut_off=self._is_cut_off)
 
     def _write(self, state: PlatformState) -> None:
         self._state = state
