@@ -21,7 +21,7 @@ from trivet import FileTrigger, FunctionNotFound, Throttled, TriggerSet, Unavail
 from trivet_adapters.files import inotify, run, settling, tree
 from trivet_adapters.files.watches import Watches
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 @pytest.fixture

@@ -31,6 +31,8 @@ from trivet.client.operations import BATCHES_IN_FLIGHT, MOST_IN_BATCH
 from trivet.errors import CallerError
 from trivet.store.logs import FUNCTION, LogWriter
 
+pytestmark = pytest.mark.slow
+
 
 class Platform:
     """Operations that answer as the platform would, and remember what they were asked."""

@@ -162,6 +162,7 @@ def moments(draw: st.DrawFn) -> tuple[ZoneInfo, datetime]:
     return zone, begin + timedelta(seconds=draw(st.sampled_from([0, 0, 1, 59])))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     minutes=numbers(0, 59),

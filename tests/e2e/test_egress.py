@@ -27,7 +27,10 @@ from tests.platform.provisioned import (
 
 from trivet.core.dns import NO_SUCH_NAME, read_question
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root has networks to give")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root has networks to give"),
+]
 
 Deploy = Callable[..., Deployed]
 

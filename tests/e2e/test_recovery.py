@@ -60,6 +60,12 @@ def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+def environments(running: Running) -> set[int]:
+    """Those of Python, spares too. They have no command line to know them by."""
+    zygote = service(running, "--kind python")
+    return {pid for pid in descendants(zygote) if parent(pid) == zygote}
+
+
 VICTIMS = {
     "gateway": "trivet.gateway",
     "supervisor": "trivet.supervisor",
@@ -142,11 +148,11 @@ def test_an_environment_that_is_killed_is_a_crash_of_the_function(
         "import time\ndef handler(e, c):\n    print('running', flush=True)\n    time.sleep(50)",
         Timeout=60,
     )
-    before = set(processes(mortal, "--kind python"))
+    before = environments(mortal)
     with ThreadPoolExecutor(1) as one:
         call = one.submit(function.call)
         await_running(mortal, function.name, 1)
-        (environment,) = set(processes(mortal, "--kind python")) - before
+        (environment,) = environments(mortal) - before
         os.kill(environment, signal.SIGKILL)
         payload = call.result(timeout=10)
     assert payload["errorType"] == "Runtime.ExitError"

@@ -21,6 +21,8 @@ from trivet_worker import wire
 
 __all__ = ["served", "shell"]  # fixtures
 
+# Alone, since they look for what is left on the whole machine.
+pytestmark = pytest.mark.slow
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may try it")
 
 

@@ -18,6 +18,8 @@ from tests.platform.launched import DEADLINE_S, GOOD, Launched, has_ended
 
 from trivet.launcher.hierarchies import survey
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def launched() -> Iterator[Launched]:

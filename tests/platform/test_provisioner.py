@@ -44,6 +44,8 @@ from trivet.provisioner.nft import DELETE_TABLE, Tables, table
 from trivet.provisioner.spans import Span
 from trivet.provisioner.wire import Message
 
+pytestmark = pytest.mark.slow
+
 EVERYWHERE = [(INTERNET, 80), (OTHER, 80), (PRIVATE, 80), (METADATA, 80), (HOST, 80)]
 
 
