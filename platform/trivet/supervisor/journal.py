@@ -18,6 +18,8 @@ READ_BYTES = 65_536
 # keeps writing must not keep us: a pipe holds 64 KB, so this is several times all that was there.
 # To read what is dropped costs everybody; a full pipe costs only the one who floods it.
 FLOODED_S = 0.02
+# What a line costs beside its bytes: empty ones would otherwise be the dearest flood.
+LINE_COST = 100
 MOST_READS = 8
 LINE_BYTES = 262_144  # AWS cuts a log event here
 TAIL_BYTES = 4_096
@@ -65,12 +67,15 @@ class Journal:
         gained = (now - self._refilled_at) * self._bytes_per_s
         self._allowance = min(self._allowance + gained, float(self._bytes_per_s))
         self._refilled_at = now
-        if len(data) > self._allowance:
+        cost = len(data) + LINE_COST * data.count(b"\n")
+        if cost > self._allowance:
             # Cut at a line, so that what is kept is whole.
-            kept = data.rfind(b"\n", 0, max(0, int(self._allowance))) + 1
+            share = max(0.0, self._allowance) / cost
+            kept = data.rfind(b"\n", 0, int(len(data) * share)) + 1
             self.dropped_bytes += len(data) - kept
             data = data[:kept]
-        self._allowance -= len(data)
+            cost = kept + LINE_COST * data.count(b"\n")
+        self._allowance -= cost
         self._partial += data
         *lines, self._partial = self._partial.split(b"\n")
         if len(self._partial) > LINE_BYTES:
