@@ -15,7 +15,11 @@ Run = Callable[[str], Environment]
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
-_IDENTITIES = [pytest.param(False, id="root", marks=needs_root), pytest.param(True, id="user")]
+# As root both are tried, the second in the slow tier.
+_IDENTITIES = [
+    pytest.param(False, id="root", marks=needs_root),
+    pytest.param(True, id="user", marks=[pytest.mark.slow] if os.geteuid() == 0 else []),
+]
 
 
 @pytest.fixture
