@@ -228,7 +228,8 @@ def test_file_cache_kills_nobody_and_is_not_use(bases: Cgroups, run: Run, tmp_pa
     process.process.stdin.flush()
     assert process.line() == "grown"
     grown = cgroup.peak_kib()
-    assert 29 * 1024 <= grown - before <= 35 * 1024
+    # Of 32 MB; how much of the cache was young or mapped makes the difference.
+    assert 26 * 1024 <= grown - before <= 36 * 1024
     # The kernel's peak stays where the cache had it, which is gone now.
     (tmp_path / "file").unlink()
     assert cgroup.peak_kib() == grown
