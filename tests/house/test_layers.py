@@ -21,7 +21,7 @@ OWN = {
     "trivet.errors": set(),
     "trivet.settings": {"trivet.core", "trivet.errors", "trivet_worker.wire"},
     "trivet.bus": {"trivet.bus", "trivet.core", "trivet.errors", "trivet.settings"},
-    "trivet.provisioner": {"trivet.provisioner"},
+    "trivet.provisioner": {"trivet.core.egress", "trivet.provisioner"},
     "trivet.launcher": {
         "trivet.core",
         "trivet.errors",

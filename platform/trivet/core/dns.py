@@ -10,9 +10,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from ipaddress import IPv4Address, IPv6Address
 
-from trivet.core.egress import Network, Rule
+from trivet.core.egress import PRIVATE, Rule
 
 Address = IPv4Address | IPv6Address
 
@@ -32,26 +32,6 @@ _INTERNET, _A, _AAAA, _OPT = 1, 1, 28, 41
 # Transfers, and the question for everything: an amplifier's tools, and no client's.
 _UNASKED = frozenset({251, 252, 253, 254, 255})
 _OFFER = b"\0" + _RECORD.pack(_OPT, ANSWER_BYTES, 0, 0)
-
-_PRIVATE: Sequence[Network] = tuple(
-    ip_network(text)
-    for text in (
-        "0.0.0.0/8",
-        "10.0.0.0/8",
-        "100.64.0.0/10",
-        "127.0.0.0/8",
-        "169.254.0.0/16",
-        "172.16.0.0/12",
-        "192.0.0.0/24",
-        "192.168.0.0/16",
-        "198.18.0.0/15",
-        "224.0.0.0/3",
-        "::/96",
-        "fc00::/7",
-        "fe80::/10",
-        "ff00::/8",
-    )
-)
 
 
 class Malformed(ValueError):
@@ -159,7 +139,7 @@ def is_private(address: Address, opened: Sequence[Rule]) -> bool:
             return True
     if any(address in rule.network for rule in opened):
         return False
-    return any(address in network for network in _PRIVATE)
+    return any(address in network for network in PRIVATE)
 
 
 def _plain_name(message: bytes, at: int) -> tuple[str, int]:

@@ -19,6 +19,28 @@ from itertools import product
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+# What is nowhere in the internet, or one link's alone. The firewall keeps functions out of it, and
+# no name may lead there.
+PRIVATE: tuple[Network, ...] = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "172.16.0.0/12",
+        "192.0.0.0/24",
+        "192.168.0.0/16",
+        "198.18.0.0/15",
+        "224.0.0.0/3",
+        "::/96",
+        "fc00::/7",
+        "fe80::/10",
+        "ff00::/8",
+    )
+)
+
 LAST_PORT = 65_535
 MOST_ENTRIES = 64
 

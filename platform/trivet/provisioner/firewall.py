@@ -20,27 +20,14 @@ import ipaddress
 import struct
 from collections.abc import Iterable, Iterator
 
+from trivet.core.egress import PRIVATE
 from trivet.provisioner import nft
 from trivet.provisioner.nft import Change, Tables
 from trivet.provisioner.spans import Span
 from trivet.provisioner.wire import INTERNET
 
-# What is nowhere in the internet, or this link's alone.
-PRIVATE = tuple(
-    ipaddress.IPv4Network(text)
-    for text in (
-        "0.0.0.0/8",
-        "10.0.0.0/8",
-        "100.64.0.0/10",
-        "127.0.0.0/8",
-        "169.254.0.0/16",
-        "172.16.0.0/12",
-        "192.0.0.0/24",
-        "192.168.0.0/16",
-        "198.18.0.0/15",
-        "224.0.0.0/3",
-    )
-)
+# No network has another address.
+_PRIVATE = tuple(each for each in PRIVATE if isinstance(each, ipaddress.IPv4Network))
 
 # nft's numbers of the types of keys, and their bytes.
 _ADDRESS, _PORT, _MARK, _DEVICE, _TRANSPORT = (7, 4), (13, 2), (19, 4), (41, 16), (12, 1)
@@ -81,7 +68,7 @@ class Firewall:
         ]
         for transport in (6, 17):
             changes.append(self._element("transports", bytes([transport])))
-        for network in PRIVATE:
+        for network in _PRIVATE:
             beyond = int(network.broadcast_address) + 1
             end = struct.pack(">I", beyond) if beyond <= 0xFFFF_FFFF else None
             start = network.network_address.packed
