@@ -69,9 +69,8 @@ class Settings:
     service_endpoints: str = ""  # "dynamodb=http://127.0.0.1:8000 ...": served elsewhere
     # What a function may do at the AWS endpoint with the credentials it is given.
     function_actions: str = "lambda:InvokeFunction lambda:InvokeAsync sts:GetCallerIdentity"
-    log_bytes_per_s: int = (
-        1_000_000  # an environment's lines, 100 bytes more each, are dropped beyond
-    )
+    # An environment's log lines beyond this rate are dropped; each counts 100 bytes more than it has.
+    log_bytes_per_s: int = 1_000_000
     log_days: int = 14  # log lines older than this are removed
     log_mb: int = 1024  # the oldest log files go when all together are larger; 1 MB is 2**20 bytes
     metrics_for: str = "loopback"  # who may read /metrics without a signature; or "all"
