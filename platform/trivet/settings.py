@@ -69,7 +69,7 @@ class Settings:
     service_endpoints: str = ""  # "dynamodb=http://127.0.0.1:8000 ...": served elsewhere
     # What a function may do at the AWS endpoint with the credentials it is given.
     function_actions: str = "lambda:InvokeFunction lambda:InvokeAsync sts:GetCallerIdentity"
-    # An environment's log lines beyond this rate are dropped; each counts 100 bytes more than it has.
+    # Log lines of an environment beyond this rate are dropped; each counts 100 bytes more.
     log_bytes_per_s: int = 1_000_000
     log_days: int = 14  # log lines older than this are removed
     log_mb: int = 1024  # the oldest log files go when all together are larger; 1 MB is 2**20 bytes
