@@ -43,12 +43,16 @@ class Settings:
     account: str = "123456789012"
     express_url: str = ""  # Redis URL; empty: an embedded Valkey
     durable_url: str = ""  # Redis URL; empty: an embedded Valkey
+    durable_mb: int = 0  # memory of the embedded durable server; 0: a quarter of this machine's
+    disk_reserve_mb: int = 256  # with less free in the data folder no event is accepted
     durability: str = "strict"  # "relaxed" accepts a durable server that can lose work
     node: str = "local"  # name of this machine among those that share the lanes
     runtimes: str = ""  # folder of fetched runtimes; empty: beside the interpreter
     max_environments: int = 64  # on this machine, all functions together
     max_concurrency: int = 1000  # invocations of the account at once; beyond it 429 at once
     admission_wait_ms: int = 10_000  # how long a call may wait for room before it gets a 429
+    retry_after_s: str = "60 120"  # how long an asynchronous event waits before each retry
+    ledger_mb: int = 16  # of ended asynchronous events that each function keeps
     metering: str = "batched"  # "strict": a synchronous answer waits until its Reading is on disk
     price_per_million_requests: str = "0.20"  # dollars; decimals, here and below
     price_per_gb_s: str = "0.0000166667"
@@ -75,6 +79,7 @@ class Settings:
     log_mb: int = 1024  # the oldest log files go when all together are larger; 1 MB is 2**20 bytes
     metrics_for: str = "loopback"  # who may read /metrics without a signature; or "all"
     first_uid: int = 100_000  # environments run as uids from here on, when started as root
+    failpoints: str = ""  # for tests of crashes: "commit=kill-after@3 ...", see bus/failpoints.py
     service_uid: int = 64_100  # services run as this uid and the few after it, when root
 
     @property
@@ -104,12 +109,24 @@ class Settings:
         return self.durable_url or f"unix://{self.durable_socket}"
 
     @property
+    def durable_bytes(self) -> int:
+        """What the embedded durable server may hold."""
+        if self.durable_mb:
+            return self.durable_mb * 2**20
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+
+    @property
     def blobs_path(self) -> Path:
         return self.data_path / "blobs"
 
     @property
     def logs_path(self) -> Path:
         return self.data_path / "logs"
+
+    @property
+    def retry_waits_ms(self) -> tuple[int, ...]:
+        """Before the second attempt at an asynchronous event, before the third, and so on."""
+        return tuple(round(float(word) * 1000) for word in self.retry_after_s.split())
 
     @property
     def runtimes_path(self) -> Path:
@@ -208,6 +225,16 @@ def _checked(settings: Settings) -> Settings:
     _check_network(settings)
     if settings.metrics_for not in ("loopback", "all"):
         raise SettingsError("metrics_for must be 'loopback' or 'all'")
+    try:
+        is_fit = bool(settings.retry_waits_ms) and min(settings.retry_waits_ms) >= 0
+    except ValueError:
+        is_fit = False
+    if not is_fit:
+        raise SettingsError("retry_after_s must be seconds, like '60 120'")
+    if settings.ledger_mb < 1 or settings.durable_mb < 0 or settings.disk_reserve_mb < 0:
+        raise SettingsError(
+            "ledger_mb must be at least 1, durable_mb and disk_reserve_mb at least 0"
+        )
     if settings.metering not in ("batched", "strict"):
         raise SettingsError("metering must be 'batched' or 'strict'")
     for key in ("price_per_million_requests", "price_per_gb_s"):

@@ -42,6 +42,7 @@ def services(tmp_path: Path) -> Services:
         platform=absent,
         publisher=absent,
         bills=absent,
+        ledgers=absent,
         triggers=absent,
         functions=absent,
         blobs=absent,

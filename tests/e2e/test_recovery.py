@@ -19,6 +19,8 @@ import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 from tests.e2e.conftest import ROLE, Deployed, Running, deployer, descendants, zipped
 
+from trivet.launcher.turns import STANDBY
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 SERVES_AGAIN_S = 2.0
@@ -36,10 +38,12 @@ def deploy(mortal: Running, request: pytest.FixtureRequest) -> Callable[..., Dep
 
 
 def processes(running: Running, what: str) -> list[int]:
-    """The pids whose command line holds `what`."""
+    """The pids whose command line holds `what`, those left out that only stand by."""
     found = []
     for pid in descendants(int(running.state["pid"])):
         try:
+            if Path(f"/proc/{pid}/comm").read_text().strip() == STANDBY:
+                continue
             command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:
             continue

@@ -37,6 +37,7 @@ from trivet.store.apis import ApiStore
 from trivet.store.bills import BillStore
 from trivet.store.blobs import Blobs
 from trivet.store.functions import FunctionStore
+from trivet.store.ledgers import LedgerStore
 from trivet.store.triggers import TriggerStore
 from trivet.store.urls import UrlStore
 
@@ -133,6 +134,7 @@ async def services(durable: Redis, tmp_path: Path) -> Services:
         platform=platform,
         publisher=platform,
         bills=BillStore(durable),
+        ledgers=LedgerStore(durable),
         triggers=TriggerStore(durable),
         functions=functions,
         blobs=blobs,

@@ -125,6 +125,12 @@ class Launched:
         finally:
             os.close(ends)
 
+    def until_readable(self, end: socket.socket) -> bool:
+        """Wait for `end` while the parts report; True."""
+        while not self._or_report(end.fileno()):
+            pass
+        return True
+
     def _or_report(self, descriptor: int) -> bool:
         """Wait for `descriptor`, and read the reports meanwhile: their senders wait for that."""
         readable, _, _ = select.select([descriptor, self._reports.fileno()], [], [], DEADLINE_S)

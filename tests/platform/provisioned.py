@@ -261,12 +261,18 @@ def loops(folder: Path) -> int:
     return found
 
 
+def devices(host: int) -> set[str]:
+    """The names of all devices on a host, but for what it had before."""
+    with inside(host), IPRoute() as links:
+        return {link.get_attr("IFLA_IFNAME") for link in links.get_links()} - {"lo", "wan"}
+
+
 def left_behind(host: int) -> set[str]:
     """All that a provisioner may have made on a host: devices, routes, tables, and forwarding."""
+    found = devices(host)
     with inside(host):
         tables = Tables()
         with IPRoute() as links:
-            found = {link.get_attr("IFLA_IFNAME") for link in links.get_links()} - {"lo", "wan"}
             found |= {
                 f"route {route.get_attr('RTA_DST')}"
                 for route in links.get_routes(family=2)

@@ -23,6 +23,9 @@ from typing import Any, NoReturn
 HERE = os.path.abspath(__file__)
 REPORT_TO = "REPORT_TO"
 
+# Behaviours of services that wait for their turn. An heirless one has no successor that serves.
+STANDING_BY = ("standing by", "heirless")
+
 
 def report(name: str, event: str, **details: Any) -> None:
     message = json.dumps({"name": name, "pid": os.getpid(), "event": event, **details})
@@ -80,6 +83,8 @@ def launch(settings_json: str, plan_json: str, arguments: Sequence[str]) -> int:
                 },
                 descriptors=tuple(ends.values()) if name == "gateway" else (),
                 identity=getattr(who, name, None),
+                waits=behaviour in STANDING_BY,
+                stands_by=behaviour in STANDING_BY,
             )
             for name, behaviour in plan.items()
         ]
@@ -120,12 +125,15 @@ def serve(name: str, behaviour: str) -> NoReturn:
     if behaviour == "refusing":
         print("these settings cannot be used", file=sys.stderr)
         sys.exit(78)
+    if behaviour in STANDING_BY:
+        _await_turn(name, behaviour)
     descriptors = open_descriptors()
     control = socket.socket(fileno=int(os.environ["TRIVET_CONTROL_FD"]))
     wakeups, end = socket.socketpair()
     end.setblocking(False)
     signal.set_wakeup_fd(end.fileno())
     signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGHUP, lambda *_: None)
     report(
         name,
         "started",
@@ -149,8 +157,8 @@ def serve(name: str, behaviour: str) -> NoReturn:
         waiting = [control.fileno(), wakeups.fileno(), *peers]
         readable, _, _ = select.select(waiting, [], [])
         if wakeups.fileno() in readable:
-            wakeups.recv(1)
-            report(name, "asked to end")
+            asked = wakeups.recv(1)[0]
+            report(name, "asked to end" if asked == signal.SIGTERM else "asked to leave")
             if behaviour != "stubborn":
                 sys.exit(0)
         for number in [number for number in readable if number in peers]:
@@ -174,16 +182,29 @@ def serve(name: str, behaviour: str) -> NoReturn:
                 report(name, "peer", peer=who)
                 continue
             zygotes.append(link)
-            link.send(b"spawn")
             report(name, "zygote", runtime=who.removeprefix("zygote "))
+            link.send(b"spawn")
             if behaviour == "falling" and len(zygotes) == 2:
                 say_ready(wire.ISOLATION_SECCOMP | wire.ISOLATION_LANDLOCK)
+
+
+def _await_turn(name: str, behaviour: str) -> None:
+    with socket.socket(fileno=int(os.environ.pop("TRIVET_TURN_FD"))) as turn:
+        report(name, "stands by")
+        turn.send(b"a")
+        if turn.recv(1) != b"g":
+            sys.exit(0)
+    marker = f"{os.path.dirname(os.environ[REPORT_TO])}/data/blobs/{name}"
+    if behaviour == "heirless":
+        if os.path.exists(marker):
+            sys.exit("the line has died out")
+        os.close(os.open(marker, os.O_CREAT))
 
 
 def _received(link: socket.socket) -> bytes:
     try:
         return link.recv(256)
-    except ConnectionError:  # a peer that died with something unread
+    except ConnectionError:  # the other side died with something unread
         return b""
 
 
@@ -201,10 +222,12 @@ def obey(name: str, behaviour: str, arguments: Sequence[str]) -> NoReturn:
     commands = socket.socket(fileno=int(arguments[arguments.index("--commands") + 1]))
     parent = int(arguments[arguments.index("--parent") + 1])
     report(name, "started", descriptors=descriptors)
+    if name == "zygote":
+        commands.send(b"ready")
     environments: list[int] = []
     while True:
         readable, _, _ = select.select([commands.fileno(), parent], [], [])
-        if commands.fileno() in readable and (heard := commands.recv(256)):
+        if commands.fileno() in readable and (heard := _received(commands)):
             if name == "zygote":
                 environments.append(_environment(commands, parent))
             else:

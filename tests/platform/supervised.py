@@ -35,6 +35,7 @@ from trivet.supervisor.cgroups import CgroupTree
 from trivet.supervisor.deadlines import Deadlines
 from trivet.supervisor.dispatch import Dispatcher
 from trivet.supervisor.doors import Doors
+from trivet.supervisor.policies import Policies
 from trivet.supervisor.pool import Pool
 from trivet.supervisor.quarters import Premises
 from trivet.supervisor.rooms import Rooms
@@ -263,7 +264,9 @@ class Supervised:
             Briefing(self.settings, None),
             freed=lambda: self.dispatcher.slot_freed(),
         )
-        self.dispatcher = Dispatcher(self.settings, self.pool, self.store, self.deadlines, tasks)
+        self.dispatcher = Dispatcher(
+            self.settings, self.pool, self.store, self.deadlines, Policies(), tasks
+        )
         self.answers: dict[str, bytes] = {}
         self.outcomes: dict[str, Outcome] = {}
         self.reads: list[str] = []
@@ -304,6 +307,11 @@ class Supervised:
     ) -> None:
         self.outcomes[delivery.request_id] = outcome
         self._answered(delivery, outcome.payload)
+
+    is_behind = False
+
+    def refused(self, delivery: frames.Delivery) -> bool:
+        return False
 
     def failed(self, delivery: frames.Delivery, message: str) -> None:
         self._answered(delivery, message.encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import anyio
 import anyio.abc
@@ -16,12 +17,16 @@ from trivet.bus import frames, keys
 from trivet.bus.dequeue import DurableIntake
 from trivet.bus.enqueue import DurablePublisher
 from trivet.bus.resp import Address
+from trivet.core.arns import Place
 from trivet.core.billing import Reading
 from trivet.core.invocations import Event
-from trivet.errors import FunctionNotFound, RequestTooLarge, Throttled
+from trivet.core.retries import Again, Attempt, Over, Verdict
+from trivet.errors import FunctionNotFound, RequestTooLarge, Throttled, Unavailable
 from trivet.store.bills import BillStore
 
 pytestmark = pytest.mark.anyio
+
+SUCCEEDED = Over("success", "Success")
 
 
 class Holder:
@@ -59,6 +64,14 @@ def reading(delivery: frames.Delivery) -> Reading:
     )
 
 
+def ended(intake: DurableIntake, delivery: frames.Delivery, verdict: Verdict = SUCCEEDED) -> None:
+    """An attempt at the event has ended."""
+    read = reading(delivery)
+    attempt = Attempt(read.ended_ms, "ok", "", "$LATEST", read.billed_ms, read.memory_mb)
+    assert delivery.progress is not None
+    intake.commit(delivery, delivery.progress.with_attempt(attempt), verdict, (read,))
+
+
 async def until(condition: Callable[[], bool]) -> None:
     with anyio.fail_after(10):
         while not condition():
@@ -70,7 +83,7 @@ class Lane:
         self.address = Address(socket=socket)
         self.tasks = tasks
 
-    async def publisher(self, **options: int) -> DurablePublisher:
+    async def publisher(self, **options: Any) -> DurablePublisher:
         async def exists(name: str) -> bool:
             return name != "nowhere"
 
@@ -79,13 +92,21 @@ class Lane:
         await until(lambda: "connected" in repr(publisher))
         return publisher
 
-    async def intake(self, taker: Holder, epoch: str = "1") -> DurableIntake:
+    async def intake(self, taker: Holder, epoch: str = "1", **options: Any) -> DurableIntake:
         async def set_flag(function: str, is_rung: bool) -> None:
             async with Redis(unix_socket_path=self.address.socket) as redis:
                 flag = keys.durable_rung_flag(function)
                 await (redis.set(flag, "1") if is_rung else redis.delete(flag))
 
-        intake = DurableIntake(self.address, node="n", epoch=epoch, taker=taker, set_flag=set_flag)
+        intake = DurableIntake(
+            self.address,
+            node="n",
+            epoch=epoch,
+            place=Place("us-east-1", "123456789012"),
+            taker=taker,
+            set_flag=set_flag,
+            **options,
+        )
         self.tasks.start_soon(intake.run)
         await until(lambda: "away" not in repr(intake))
         return intake
@@ -107,7 +128,7 @@ async def test_an_event_stays_on_its_stream_until_it_is_committed(
     intake.rung("hello")
     await until(lambda: bool(taker.held))
     assert await durable.xlen(keys.durable_stream("hello")) == 1
-    intake.commit(taker.held[0], (reading(taker.held[0]),))
+    ended(intake, taker.held[0])
     await intake.committed()
     assert await durable.xlen(keys.durable_stream("hello")) == 0
     month = reading(taker.held[0]).month
@@ -124,7 +145,7 @@ async def test_a_commit_that_is_sent_twice_is_metered_once(lane: Lane, durable: 
     await until(lambda: bool(taker.held))
     delivery = taker.held[0]
     for _ in range(3):
-        intake.commit(delivery, (reading(delivery),))
+        ended(intake, delivery)
     await intake.committed()
     assert (await BillStore(durable).month(reading(delivery).month))["hello"].requests == 1
 
@@ -202,7 +223,7 @@ async def test_the_sweep_ends_no_read(
     intake = await lane.intake(taker)
     await publisher.publish(event())
     await until(lambda: bool(taker.held))
-    intake.commit(taker.held.pop(), ())
+    ended(intake, taker.held.pop())
     await intake.committed()
     looks = (await durable.info("commandstats"))["cmdstat_evalsha"]["calls"]
     with anyio.fail_after(10):
@@ -259,7 +280,125 @@ async def test_commits_of_a_moment_without_a_server_are_sent_later(
     number = await intake._out.call("CLIENT", "ID")
     await durable.client_kill_filter(_id=number)
     await until(lambda: intake._out is None)
-    intake.commit(taker.held[0], (reading(taker.held[0]),))
+    ended(intake, taker.held[0])
     with anyio.fail_after(10):
         await intake.committed()
     assert await durable.xlen(keys.durable_stream("hello")) == 0
+
+
+async def totals(durable: Redis, function: str = "hello") -> dict[str, int]:
+    found: Any = await durable.hgetall(keys.totals(function))
+    return {name.decode(): int(count) for name, count in found.items()}
+
+
+async def test_an_event_that_has_ended_is_in_the_ledger_once(lane: Lane, durable: Redis) -> None:
+    publisher, taker = await lane.publisher(), Holder()
+    intake = await lane.intake(taker)
+    sent = event(payload=b'{"n":1}')
+    await publisher.publish(sent)
+    intake.rung("hello")
+    await until(lambda: bool(taker.held))
+    for _ in range(2):
+        ended(intake, taker.held[0])
+    await intake.committed()
+    entries: Any = await durable.xrange(keys.ledger("hello"))
+    ((_, fields),) = entries
+    assert (fields[b"s"], fields[b"i"]) == (b"success", sent.id.encode())
+    assert len(frames.unpack_progress(fields[b"p"]).attempts) == 1
+    assert frames.unpack_event("hello", b"", [b"e", fields[b"e"]]).payload == b'{"n":1}'
+    counted = await totals(durable)
+    assert (counted["accepted"], counted["success"], counted["requests"]) == (1, 1, 1)
+
+
+async def test_an_event_waits_for_its_next_attempt_under_its_id(lane: Lane, durable: Redis) -> None:
+    publisher, taker = await lane.publisher(), Holder()
+    intake = await lane.intake(taker)
+    sent = event()
+    await publisher.publish(sent)
+    intake.rung("hello")
+    await until(lambda: bool(taker.held))
+    first = taker.held.pop()
+    ended(intake, first, Again(int(time.time() * 1000) + 50))
+    await until(lambda: bool(taker.held))
+    second = taker.held[0]
+    assert second.request_id == sent.id
+    assert second.entry_id != first.entry_id
+    assert first.progress is not None
+    assert second.progress is not None
+    assert second.progress.origin == first.progress.origin == first.entry_id.decode()
+    assert len(second.progress.attempts) == 1
+    assert not await durable.exists(keys.parked("hello"), keys.delayed("hello"))
+
+
+async def test_what_waits_is_found_without_its_hint(
+    lane: Lane, durable: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor that died between parking an event and saying when it is due."""
+    async with anyio.create_task_group() as tasks:
+        publisher, taker = await lane.publisher(), Holder()
+        dying = await Lane(lane.address.socket, tasks).intake(taker, epoch="1")
+        await publisher.publish(event())
+        dying.rung("hello")
+        await until(lambda: bool(taker.held))
+        ended(dying, taker.held.pop(), Again(int(time.time() * 1000) + 200))
+        await dying.committed()
+        tasks.cancel_scope.cancel()
+    for shard in range(keys.DUE_SHARDS):
+        await durable.delete(keys.due(shard))
+    await lane.intake(taker, epoch="2")
+    await until(lambda: bool(taker.held))
+
+
+async def test_a_commit_for_what_another_took_over_changes_nothing(
+    lane: Lane, durable: Redis
+) -> None:
+    publisher, slow, taker = await lane.publisher(), Holder(), Holder()
+    paused = await lane.intake(slow, epoch="1")
+    await publisher.publish(event())
+    paused.rung("hello")
+    await until(lambda: bool(slow.held))
+    await lane.intake(taker, epoch="2")  # it holds the other for dead
+    await until(lambda: bool(taker.held))
+    ended(paused, slow.held[0])
+    await paused.committed()
+    assert paused.fenced == 1
+    assert "success" not in await totals(durable)
+    assert not await durable.exists(keys.readings("hello"))
+    assert taker.held[0].progress is not None
+    assert taker.held[0].progress.aborted == 1
+
+
+async def test_a_full_server_takes_no_event_and_lets_every_one_end(
+    lane: Lane, durable: Redis
+) -> None:
+    publisher, taker = await lane.publisher(), Holder()
+    intake = await lane.intake(taker)
+    await publisher.publish(event())
+    intake.rung("hello")
+    await until(lambda: bool(taker.held))
+    await durable.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(Unavailable):
+            await publisher.publish(event())
+        ended(intake, taker.held[0])
+        await intake.committed()
+        assert (await totals(durable))["success"] == 1
+    finally:
+        await durable.config_set("maxmemory", 0)
+
+
+async def test_the_ledger_forgets_the_oldest_beyond_its_bytes(lane: Lane, durable: Redis) -> None:
+    publisher, taker = await lane.publisher(), Holder(room=1)
+    intake = await lane.intake(taker, ledger_bytes=4_000)
+    for _ in range(30):
+        await publisher.publish(event(payload=b'"' + b"x" * 300 + b'"'))
+    intake.rung("hello")
+    for _ in range(30):
+        await until(lambda: bool(taker.held))
+        ended(intake, taker.held.pop())
+        intake.read("hello")
+    await intake.committed()
+    counted = await totals(durable)
+    kept = await durable.xlen(keys.ledger("hello"))
+    assert counted["success"] == 30 == counted["forgotten"] + kept
+    assert 2_000 < counted["ledger_bytes"] <= 4_000

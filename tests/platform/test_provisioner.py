@@ -31,6 +31,7 @@ from tests.platform.provisioned import (
     Running,
     World,
     address_of,
+    devices,
     inside,
     left_behind,
     loops,
@@ -268,6 +269,47 @@ def test_the_next_network_at_an_address_has_nothing_of_the_one_before(
 
 
 # ------------------------------------------------------------------------------ life and death
+
+
+def test_released_networks_end_though_somebody_still_holds_them(
+    world: World, running: Running, closing: contextlib.ExitStack
+) -> None:
+    kept = at_an_end(closing, running.network(0, wire.INTERNET))
+    for number in range(1, 200):
+        at_an_end(closing, running.network(number, wire.INTERNET))
+    for number in range(1, 200):
+        running.send(Message(wire.RELEASE, number))
+    until(lambda: devices(world.host) == {f"tv{NAME}x0"})
+    assert reached(kept, EVERYWHERE) == {(INTERNET, 80), (OTHER, 80)}
+
+
+def test_a_released_number_can_be_asked_for_at_once(
+    world: World, running: Running, closing: contextlib.ExitStack
+) -> None:
+    older = at_an_end(closing, running.network(0, wire.INTERNET, 1))
+    running.send(Message(wire.RELEASE, 0))
+    newer = at_an_end(closing, running.network(0, wire.INTERNET, 2))
+    assert reached(newer, EVERYWHERE) == {(INTERNET, 80), (OTHER, 80)}
+    assert reached(older, EVERYWHERE) == set()
+    assert devices(world.host) == {f"tv{NAME}x0"}
+
+
+def test_a_network_can_be_used_the_moment_it_is_given(world: World, running: Running) -> None:
+    """No packet of it is lost, which would be sent again after a second; most are not anyway."""
+    for number in range(60):
+        network = running.network(number, wire.INTERNET)
+        assert reached(network, [(INTERNET, 80)], within_s=0.7) == {(INTERNET, 80)}
+        os.close(network)
+        running.send(Message(wire.RELEASE, number))
+
+
+def test_a_released_network_reaches_nothing_even_before_it_has_ended(
+    world: World, running: Running, closing: contextlib.ExitStack
+) -> None:
+    network = at_an_end(closing, running.network(0, wire.INTERNET))
+    assert reached(network, EVERYWHERE)
+    running.release(0)
+    assert reached(network, EVERYWHERE) == set()
 
 
 @pytest.mark.slow

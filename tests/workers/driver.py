@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,9 @@ _ENTRY = (
     "import sys; sys.path.insert(0, {root!r}); "
     "from trivet_worker.zygote import main; main(sys.argv[1:])"
 )
+
+# What records a zygote, if anything does: memory for arcs, a program, and modules; see coverage.py.
+recording: tuple[int, str, Sequence[str]] | None = None
 
 # Becomes an ordinary user, for whom the interpreter is reachable even below a closed home.
 _AS_NOBODY = """
@@ -68,7 +71,7 @@ needed = view.outermost({needed!r})
 for folder in sorted(set(map(closed, needed)) - {{None}}):
     trees = [(path, view.clone(path)) for path in needed if view.is_inside(path, folder)]
     kernel.mount("tmpfs", folder, 0, "mode=755,size=1m")
-    view.keep_visible(trees)
+    view.keep_visible(dict(trees))
 """
 
 _DOORS = (wire.DOOR_AWS, wire.DOOR_NAMES, wire.DOOR_RUNTIME)
@@ -76,7 +79,7 @@ _DOORS = (wire.DOOR_AWS, wire.DOOR_NAMES, wire.DOOR_RUNTIME)
 # As on a machine that refuses user namespaces: the last one allows no further one, and running a
 # program takes the power away that came with it.
 _WITHOUT_NAMESPACES = """
-kernel.set_dumpable(True)
+kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
 kernel.unshare(kernel.CLONE_NEWUSER)
 for name, content in ("uid_map", "{uid} {uid} 1"), ("sys/user/max_user_namespaces", "0"):
     with open("/proc/" + ("self/" if name == "uid_map" else "") + name, "w") as file:
@@ -336,8 +339,13 @@ def start_zygote(
     cgroups: Sequence[str] = (),
     libraries: Sequence[str] = (),
     first_uid: int = FIRST_UID,
+    bootstrap: Path = BOOTSTRAP,
+    entry: str = "",
 ) -> Zygote:
-    """`without`: ISOLATION_* bits to leave out. `cgroups`: folders that hold the environments'."""
+    """`without`: ISOLATION_* bits to leave out. `cgroups`: folders that hold the environments'.
+
+    `entry`: a program that runs the zygote, in place of the usual one.
+    """
     ours, commands = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     launcher, parent = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(DEADLINE_S)
@@ -347,8 +355,14 @@ def start_zygote(
         options += ["--first-uid", str(first_uid)]
     options += ["--cgroups", ":".join(cgroups), "--libraries", ":".join(libraries)]
     if kind == "node":
-        options += ["--program", str(NODE), "--bootstrap", str(BOOTSTRAP)]
-    arguments = ["-I", "-c", _ENTRY.format(root=str(WORKERS)), *options]
+        options += ["--program", str(NODE), "--bootstrap", str(bootstrap)]
+    entry = entry or _ENTRY.format(root=str(WORKERS))
+    inherited = [commands.fileno(), parent.fileno()]
+    if recording:
+        memory, program, modules = recording
+        entry = f"{program}\nrecord({memory}, {modules!r})\n{entry}"
+        inherited.append(memory)
+    arguments = ["-I", "-c", entry, *options]
     is_root = os.geteuid() == 0
     as_user = as_user or without_namespaces
     if as_user and is_root:
@@ -359,7 +373,7 @@ def start_zygote(
         arguments = ["-I", "-c", script, *arguments]
     process = subprocess.Popen(
         [sys.executable, *arguments],
-        pass_fds=(commands.fileno(), parent.fileno()),
+        pass_fds=inherited,
         env={"SECRET_OF_THE_LAUNCHER": "hunter2"},
     )
     commands.close()
@@ -389,6 +403,30 @@ def event_body(
 
 def has_ended(pidfd: int, *, within_s: float = DEADLINE_S) -> bool:
     return bool(select.select([pidfd], [], [], within_s)[0])
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait, and fail if it takes too long."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        os.sched_yield()
+
+
+def made_elsewhere(make: Callable[[], int]) -> int:
+    """The descriptor that `make` returns in a child, handed back to this process."""
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            socket.send_fds(theirs, [b"x"], [make()])
+        finally:
+            os._exit(0)
+    theirs.close()
+    _, (descriptor,), _, _ = socket.recv_fds(ours, 1, 1)
+    ours.close()
+    os.waitpid(pid, 0)
+    return descriptor
 
 
 def write_code(files: Mapping[str, str]) -> Path:

@@ -67,6 +67,22 @@ def test_the_tutorials_function(run_node: RunNode) -> None:
     assert environment.log() == ""
 
 
+def test_what_a_cell_rehearsed_leaves_no_trace(
+    node_zygote: Zygote, cells: Callable[[], Environment], files: Files
+) -> None:
+    source = (
+        "console.log('loading');\n"
+        "exports.handler = async () => [Object.keys(require.cache), Object.keys(process.env)];"
+    )
+    cell = cells()
+    folder = files({"index.js": source})
+    node_zygote.fill(cell, folder)
+    assert cell.init().kind == wire.INITIALISED
+    root = node_zygote.task_root or str(folder)
+    assert cell.invoke().json == [[f"{root}/index.js"], ["LANG", "TZ"]]
+    assert re.fullmatch(_ISO + "\tundefined\tINFO\tloading\n", cell.log())
+
+
 def test_a_cell_is_empty_until_it_is_filled_and_read_only_after(
     node_zygote: Zygote, cells: Callable[[], Environment], files: Files
 ) -> None:

@@ -37,26 +37,8 @@ def handler(event, context):
     return eval(event)
 """
 
-# A network with a server in it, or a small filesystem, is made by a process of its own.
-_MS_BIND = 0x1000
 
-
-def _made_elsewhere(make: Callable[[], int]) -> int:
-    """The descriptor that `make` returns in a child, handed back to this process."""
-    ours, theirs = socket.socketpair()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            socket.send_fds(theirs, [b"x"], [make()])
-        finally:
-            os._exit(0)
-    theirs.close()
-    _, (descriptor,), _, _ = socket.recv_fds(ours, 1, 1)
-    ours.close()
-    os.waitpid(pid, 0)
-    return descriptor
-
-
+# A network or a small filesystem is made by a process of its own.
 def _network() -> int:
     kernel.unshare(kernel.CLONE_NEWNET)
     return os.open("/proc/self/ns/net", os.O_RDONLY)
@@ -71,14 +53,14 @@ def _scratch() -> int:
 
 @pytest.fixture
 def network() -> Iterator[int]:
-    descriptor = _made_elsewhere(_network)
+    descriptor = driver.made_elsewhere(_network)
     yield descriptor
     os.close(descriptor)
 
 
 @pytest.fixture
 def scratch() -> Iterator[int]:
-    descriptor = _made_elsewhere(_scratch)
+    descriptor = driver.made_elsewhere(_scratch)
     yield descriptor
     os.close(descriptor)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.workers.conftest import Code, Run
-from tests.workers.driver import Zygote
+from tests.workers.driver import DEADLINE_S, Environment, Zygote
 
 from trivet_worker import wire
 
@@ -216,6 +217,32 @@ def test_what_the_zygote_rehearsed_leaves_no_trace(zygote: Zygote, code: Code) -
     environment.init()
     assert environment.invoke().json == [False, [], 1]
     assert environment.log() == ""
+
+
+def test_one_that_waits_makes_its_pages_its_own_and_keeps_no_trace(
+    zygote: Zygote, code: Code
+) -> None:
+    folder = code(
+        "import os, sys\n"
+        "known = [sorted(sys.modules), sorted(sys.path_importer_cache), sys.path]\n"
+        "def handler(event, context):\n"
+        "    return [*known, sys.argv, dict(os.environ), os.listdir('/proc/self/fd')]\n"
+    )
+    at_once, waiting = (zygote.spawn(folder) for _ in range(2))
+    at_once.init()
+    begun = page_faults(waiting)
+    ends = time.monotonic() + DEADLINE_S
+    while page_faults(waiting) < begun + 150:
+        assert time.monotonic() < ends, "it has not touched them"
+    waiting.init()
+    assert waiting.invoke().json == at_once.invoke().json
+    assert waiting.log() == ""
+
+
+def page_faults(environment: Environment) -> int:
+    """How many it has had."""
+    stat = Path(f"/proc/{environment.pid}/stat").read_text()
+    return int(stat.rpartition(")")[2].split()[7])
 
 
 def test_a_log_level_is_the_functions_own(zygote: Zygote, code: Code) -> None:

@@ -9,13 +9,20 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, Callable
 
 from trivet_worker import kernel
-from trivet_worker.isolation import Needs
 
 # An environment has 0 to 3, and one more while it is being made.
 _HIGHEST_RESERVED_FD = 4
+
+# How an option is read, by the type of its field.
+_READ: dict[str, Callable[[str], Any]] = {
+    "int": int,
+    "str": str,
+    "tuple[str, ...]": lambda text: tuple(filter(None, text.split(":"))),
+}
 
 
 @dataclass(frozen=True)
@@ -34,34 +41,30 @@ class Options:
 
     @classmethod
     def parse(cls, argv: Sequence[str]) -> Options:
-        given = dict(zip(argv[::2], argv[1::2]))
-        lists = {name: given.pop(f"--{name}", "") for name in ("libraries", "cgroups")}
+        """SystemExit with one line, if they are not understood."""
+        known = {f"--{each.name.replace('_', '-')}": each for each in fields(cls)}
+        given = {}
         try:
-            options = cls(
-                commands=int(given.pop("--commands")),
-                parent=int(given.pop("--parent")),
-                kind=given.pop("--kind"),
-                program=given.pop("--program", ""),
-                bootstrap=given.pop("--bootstrap", ""),
-                first_uid=int(given.pop("--first-uid", "0")),
-                without=int(given.pop("--without", "0")),
-                **{name: tuple(filter(None, text.split(":"))) for name, text in lists.items()},
-            )
-        except (KeyError, ValueError) as error:
-            raise SystemExit(f"zygote: an option is missing or not a number: {error}") from None
-        is_complete = options.kind == "python" or (options.program and options.bootstrap)
-        if given or len(argv) % 2 or options.kind not in ("python", "node") or not is_complete:
+            for option, value in zip(argv[::2], argv[1::2]):
+                given[known[option].name] = _READ[str(known[option].type)](value)
+            options = cls(**given)
+        except (KeyError, TypeError, ValueError) as error:
+            raise SystemExit(f"zygote: an option is missing or not known: {error}") from None
+        has_program = bool(options.program and options.bootstrap)
+        if len(argv) % 2 or not {"python": True, "node": has_program}.get(options.kind):
             raise SystemExit(f"zygote: the options are not understood: {' '.join(argv)}")
         return options
 
     @property
-    def needs(self) -> Needs:
-        """What an environment must be able to read: the interpreter that it runs on, and more."""
-        if self.kind == "node":
-            folders = [os.path.dirname(self.program), os.path.dirname(self.bootstrap)]
-        else:
-            folders = [sys.base_prefix, sys.base_exec_prefix, sys.prefix, sys.exec_prefix]
-        return Needs(tuple(folders), self.libraries, self.cgroups, self.first_uid)
+    def command(self) -> tuple[str, ...]:
+        """What environments go on as, unless they stay this interpreter."""
+        return (self.program, self.bootstrap) if self.kind == "node" else ()
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """What an environment must be able to read: the interpreter that it runs on."""
+        own = (sys.base_prefix, sys.base_exec_prefix, sys.prefix, sys.exec_prefix)
+        return tuple(map(os.path.dirname, self.command)) or own
 
 
 def take_descriptors(*numbers: int) -> tuple[socket.socket, ...]:
@@ -70,12 +73,11 @@ def take_descriptors(*numbers: int) -> tuple[socket.socket, ...]:
     An environment's own descriptors go there, so whatever is received must lie above.
     """
     moved = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 10) for number in numbers]
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) not in moved:
-            try:
-                os.close(int(name))
-            except OSError:
-                continue  # the listing's own descriptor
+    first = 3
+    for number in moved:  # each is above the one before
+        os.closerange(first, number)
+        first = number + 1
+    kernel.close_from(first)
     while os.open(os.devnull, os.O_RDWR) < _HIGHEST_RESERVED_FD:
         pass
     return tuple(socket.socket(fileno=number) for number in moved)
@@ -96,7 +98,7 @@ def _range(field: int) -> tuple[int, int]:
     with open("/proc/self/stat") as file:
         numbers = file.read().rpartition(")")[2].split()
     start, end = int(numbers[field]), int(numbers[field + 1])
-    return (start, end - start) if 0 < start < end else (start, 0)
+    return start, end - start
 
 
 def raise_file_limit() -> None:

@@ -1,13 +1,13 @@
 """Landlock: which files, ports and neighbours a process may still reach, whatever its root shows.
 
 Behind an own root it adds little: devices, abstract sockets and signals are denied once more. Where
-there are no namespaces it is the first wall.
+there are no namespaces it is the first wall. A kernel without it raises OSError.
 """
 
 from __future__ import annotations
 
-import errno
 import os
+import struct
 from collections.abc import Sequence
 
 from trivet_worker import kernel
@@ -18,11 +18,21 @@ _MAKE_DEVICES = 0x40 | 0x800
 _REFER = 0x2000  # to move or link a file into another folder
 _IOCTL_DEV = 0x8000
 _READ = _EXECUTE | _READ_FILE | _READ_DIR
-# By version of the interface: what it can deny of files.
-_FILES = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 4: 0x7FFF}
-_FILES_SINCE_5 = 0xFFFF
-_CONNECT_TCP = 0x2  # since version 4
-_ABSTRACT_SOCKETS_AND_SIGNALS = 0x3  # since version 6
+_CONNECT_TCP = 0x2
+_ABSTRACT_SOCKETS_AND_SIGNALS = 0x3
+# By version of the interface: what it can deny of files, networks and neighbours. Later ones can
+# do what the last one here can.
+_DENIABLE = (
+    (0x1FFF, 0, 0),
+    (0x3FFF, 0, 0),
+    (0x7FFF, 0, 0),
+    (0x7FFF, _CONNECT_TCP, 0),
+    (0xFFFF, _CONNECT_TCP, 0),
+    (0xFFFF, _CONNECT_TCP, _ABSTRACT_SOCKETS_AND_SIGNALS),
+)
+
+_ASK_VERSION = 0x1
+_BENEATH, _PORT = 1, 2  # kinds of rules
 
 _OPEN_PORTS = (80, 443, AWS_PORT)
 _HOST_FOLDERS = (
@@ -36,12 +46,12 @@ def rules_of_a_view() -> int:
 
     Of files only the making of devices is left to deny. A rule for /tmp could not be shared, since
     it would name the folder that is mounted there now; and made anew for each environment it costs
-    more than all their namespaces, to say again what a read-only root says.
+    more than all their namespaces, to say again what a read-only root says. The first version,
+    which cannot allow to move files between folders, refuses.
     """
-    if kernel.landlock_version() < 2:
-        raise OSError(errno.ENOSYS, "this Landlock forbids to move files between folders")
-    rules = _create(_MAKE_DEVICES | _REFER, with_network=False)
-    kernel.landlock_allow(rules, "/", _REFER)
+    _, _, neighbours = _deniable()
+    rules = _create(_MAKE_DEVICES | _REFER, 0, neighbours)
+    _allow(rules, "/", _REFER)
     return rules
 
 
@@ -50,31 +60,36 @@ def rules_of_the_host(folders: Sequence[str], code: int) -> int:
 
     A cell (-1) may read everything, since its code is not known yet.
     """
-    rules = _create(_files(), with_network=True)
-    paths = ["/"] if code < 0 else [*_HOST_FOLDERS, *folders, f"/proc/self/fd/{code}"]
-    for path in paths:
-        if os.path.isdir(path):
-            kernel.landlock_allow(rules, path, _READ)
-    _allow_use(rules)
-    return rules
-
-
-def _create(files: int, *, with_network: bool) -> int:
-    version = kernel.landlock_version()
-    if not version:
-        raise OSError(errno.ENOSYS, "this kernel has no Landlock")
-    network = _CONNECT_TCP if with_network and version >= 4 else 0
-    scopes = _ABSTRACT_SOCKETS_AND_SIGNALS if version >= 6 else 0
-    rules = kernel.landlock_create(files, network, scopes)
+    files, network, neighbours = _deniable()
+    rules = _create(files, network, neighbours)
     for port in _OPEN_PORTS if network else ():
-        kernel.landlock_allow_port(rules, port, _CONNECT_TCP)
+        kernel.call("landlock_add_rule", rules, _PORT, struct.pack("=QQ", network, port), 0)
+    paths = ["/"] if code < 0 else [*_HOST_FOLDERS, *folders, f"/proc/self/fd/{code}"]
+    for path in filter(os.path.isdir, paths):
+        _allow(rules, path, _READ)
+    _allow(rules, "/tmp", files & ~_MAKE_DEVICES)
+    _allow(rules, "/dev", files & (_READ | _WRITE_FILE | _IOCTL_DEV))
     return rules
 
 
-def _allow_use(rules: int) -> None:
-    kernel.landlock_allow(rules, "/tmp", _files() & ~_MAKE_DEVICES)
-    kernel.landlock_allow(rules, "/dev", (_READ | _WRITE_FILE | _IOCTL_DEV) & _files())
+def restrict(rules: int) -> None:
+    """Deny this process, for good, what `rules` do not allow of what they are about."""
+    kernel.call("landlock_restrict_self", rules, 0)
 
 
-def _files() -> int:
-    return _FILES.get(kernel.landlock_version(), _FILES_SINCE_5)
+def _deniable() -> tuple[int, int, int]:
+    version = kernel.call("landlock_create_ruleset", None, 0, _ASK_VERSION)
+    return _DENIABLE[min(version, len(_DENIABLE)) - 1]
+
+
+def _create(files: int, network: int, neighbours: int) -> int:
+    """A descriptor of rules: what none of them allows, of these kinds, will be denied."""
+    wanted = struct.pack("=3Q", files, network, neighbours)
+    return kernel.call("landlock_create_ruleset", wanted, len(wanted), 0)
+
+
+def _allow(rules: int, path: str, access: int) -> None:
+    """Allow `access` to `path` and all beneath it."""
+    folder = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    kernel.call("landlock_add_rule", rules, _BENEATH, struct.pack("=Qi", access, folder), 0)
+    os.close(folder)

@@ -6,10 +6,11 @@ interpreter where it has always been, and empty places that each environment fil
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from trivet_worker import kernel
 
@@ -39,7 +40,7 @@ _WRITTEN_FILES = {
     # A door leads from there to whoever resolves names for this function; or to nobody.
     "/etc/resolv.conf": "nameserver 127.0.0.1\noptions timeout:2 attempts:2\n",
 }
-_DEVICES = ("null", "zero", "full", "random", "urandom")
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _DEVICE_LINKS = {"fd": "", "stdin": "/0", "stdout": "/1", "stderr": "/2"}
 _EMPTY_FOLDERS = ("/proc", "/tmp", "/dev", LAYERS_PATH, CODE_PATH, LIBRARY_PATH, "/var/empty")
 
@@ -69,36 +70,30 @@ def build(
     for folder in _EMPTY_FOLDERS:
         os.makedirs(f"/tmp{folder}", mode=0o755)
     os.makedirs("/tmp/etc", exist_ok=True)
-    for path in _COPIED_FILES:
-        if os.path.isfile(path):
-            shutil.copyfile(path, f"/tmp{path}")
+    for path in filter(os.path.isfile, _COPIED_FILES):
+        shutil.copyfile(path, f"/tmp{path}")
     for path, text in _WRITTEN_FILES.items():
         with open(f"/tmp{path}", "w") as file:
             file.write(text)
     with open("/tmp/etc/passwd", "a") as file:
         file.writelines(f"{_USER}:x:{uid}:990::{_HOME}:/sbin/nologin\n" for uid in uids)
-    for path in _SYSTEM_FOLDERS:
-        if os.path.islink(path):
-            os.symlink(os.readlink(path), f"/tmp{path}")
+    for path in filter(os.path.islink, _SYSTEM_FOLDERS):
+        os.symlink(os.readlink(path), f"/tmp{path}")
     for name, rest in _DEVICE_LINKS.items():
         os.symlink(f"/proc/self/fd{rest}", f"/tmp/dev/{name}")
     os.symlink("/tmp", "/tmp/var/tmp")
-    # Devices must stay devices, so they come after the rest was restricted.
-    devices = {path: tree for path, tree in trees.items() if path.startswith("/dev/")}
-    for path, tree in trees.items():
+    devices = {path: clone(path) for path in _DEVICES}
+    for path, tree in {**trees, **devices}.items():
         _make_place(f"/tmp{path}", tree)
-        if path not in devices:
-            kernel.attach_tree(tree, f"/tmp{path}")
+    attach({f"/tmp{path}": tree for path, tree in trees.items()})
     kernel.pivot_root("/tmp")
     root = os.open("/", os.O_PATH)
     kernel.restrict_tree(root, kernel.ATTR_RDONLY | kernel.ATTR_NOSUID | kernel.ATTR_NODEV)
     os.close(root)
-    for path, tree in devices.items():
-        attributes = kernel.ATTR_RDONLY | kernel.ATTR_NOSUID | kernel.ATTR_NOEXEC
-        kernel.restrict_tree(tree, attributes)
-        kernel.attach_tree(tree, path)
-    for tree in trees.values():
-        os.close(tree)
+    # Devices must stay devices, so they come after the rest was restricted.
+    for tree in devices.values():
+        kernel.restrict_tree(tree, kernel.ATTR_RDONLY | kernel.ATTR_NOSUID | kernel.ATTR_NOEXEC)
+    attach(devices)
 
 
 def masks() -> tuple[tuple[str, str], ...]:
@@ -111,21 +106,32 @@ def masks() -> tuple[tuple[str, str], ...]:
     )
 
 
-def clone(path: str) -> int:
-    """A detached copy of the mount at `path`, a file or a folder."""
+def clone(path: str, meant: int = -1) -> int:
+    """A detached copy of the mount at `path`, a file or a folder. The caller closes it.
+
+    OSError if `path` does not lead to what the descriptor `meant` refers to.
+    """
     original = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
+        if meant >= 0 and not os.path.sameopenfile(original, meant):
+            raise OSError(errno.ESTALE, "this is not what its path leads to")
         return kernel.clone_tree(original)
     finally:
         os.close(original)
 
 
-def keep_visible(trees: Sequence[tuple[str, int]]) -> None:
-    """Attach `trees` once more, below something that was just mounted over them."""
-    for path, tree in trees:
-        os.makedirs(path, mode=0o755, exist_ok=True)
+def attach(trees: Mapping[str, int]) -> None:
+    """Show clones at the paths that they are given by, and close them."""
+    for path, tree in trees.items():
         kernel.attach_tree(tree, path)
         os.close(tree)
+
+
+def keep_visible(trees: Mapping[str, int]) -> None:
+    """Attach clones of folders below something that was just mounted over them."""
+    for path in trees:
+        os.makedirs(path, mode=0o755, exist_ok=True)
+    attach(trees)
 
 
 def outermost(paths: Sequence[str]) -> tuple[str, ...]:
@@ -148,8 +154,6 @@ def _trees(needed: Sequence[str], libraries: Sequence[str]) -> Iterator[tuple[st
         yield path, clone(path)
     for path in libraries:
         yield f"{LIBRARY_PATH}/{os.path.basename(path)}", clone(path)
-    for name in _DEVICES:
-        yield f"/dev/{name}", clone(f"/dev/{name}")
 
 
 def _make_place(path: str, tree: int) -> None:

@@ -16,6 +16,7 @@ import redis.asyncio
 import structlog
 
 from trivet.adapters.host import AdapterHost, FollowedTriggers
+from trivet.bus import failpoints
 from trivet.bus.enqueue import DurablePublisher
 from trivet.bus.resp import parse_address
 from trivet.control import Control
@@ -77,7 +78,9 @@ async def _run_source(name: str, run: Callable[[Host], Awaitable[None]], host: H
 
 def main() -> None:
     configure_logging("adapters")
-    anyio.run(serve_adapters, inherited_settings(), backend_options={"use_uvloop": True})
+    settings = inherited_settings()
+    failpoints.arm(settings.failpoints, settings.run_path)
+    anyio.run(serve_adapters, settings, backend_options={"use_uvloop": True})
 
 
 if __name__ == "__main__":

@@ -188,7 +188,8 @@ class Door:
         params = await _read(call, found)
         if claim.session is not None:
             self._check(call, claim.session, params)
-        caller = Caller(claim.access_key, call.request_id, claim.session)
+        trace = request.headers.get(b"x-amzn-trace-id", b"").decode("latin-1")
+        caller = Caller(claim.access_key, call.request_id, claim.session, trace)
         result = await operation(self._services, params, caller)
         return call.speaker.write(found.operation, result, call.request_id)
 
@@ -303,7 +304,7 @@ def _too_large(call: _Call, limit: int) -> Refused:
 
 def _refuse(call: _Call, error: TrivetError) -> Answer:
     answer = call.speaker.refuse(error, call.request_id)
-    if answer.status == 429:
+    if answer.status in (429, 503):
         answer.headers.setdefault("Retry-After", "1")
     return answer
 

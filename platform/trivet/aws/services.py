@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from trivet.store.bills import BillStore
     from trivet.store.blobs import Blobs
     from trivet.store.functions import FunctionStore
+    from trivet.store.ledgers import LedgerStore
     from trivet.store.logs import LogReader
     from trivet.store.triggers import TriggerStore
     from trivet.store.urls import UrlStore
@@ -40,9 +41,11 @@ class Services:
     urls: UrlStore
     logs: LogReader
     bills: BillStore
+    ledgers: LedgerStore
     tariff: Tariff = field(default_factory=Tariff)
     triggers: TriggerStore
     runtimes: frozenset[str]  # names this machine can run: "python3.11", "nodejs20.x"
+    max_concurrency: int = 1000  # of the account
     http_url: str  # base of the public HTTP triggers
     changed: Callable[[str], Awaitable[None]]  # tells supervisors that a function changed or went
 
@@ -54,6 +57,7 @@ class Caller:
     access_key: str
     request_id: str
     session: Session | None = None  # the function that calls; None: a key of the account
+    trace: str = ""  # X-Amzn-Trace-Id, as sent
 
 
 Operation = Callable[[Services, dict[str, Any], Caller], Awaitable[dict[str, Any]]]

@@ -1,14 +1,15 @@
 """Dequeue: the supervisor's half of the durable lane. At least once, and never read ahead.
 
 An event stays on its stream until its attempt has ended; one script then takes it off and meters
-it. What a dead epoch had taken is claimed by its successor and run again.
+it. What a dead epoch had taken is claimed by its successor, or by a peer, and run again.
 """
 
 from __future__ import annotations
 
-import asyncio
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import anyio
@@ -17,23 +18,34 @@ import hiredis
 import structlog
 
 from trivet.bus import frames, keys
+from trivet.bus.commits import Commits
+from trivet.bus.delays import WAKE, Delays
+from trivet.bus.enqueue import ENQUEUE
+from trivet.bus.outbox import DELIVERED, TELL_BUS, Outbox
 from trivet.bus.readings import pack_readings
 from trivet.bus.resp import RECONNECT_S, Address, Connection, connected, pack
 from trivet.bus.scripts import load, script
 from trivet.bus.streams import Streams, ensure_group
+from trivet.bus.succession import RETIRE, Succession
+from trivet.core import retries
+from trivet.core.arns import Place
 from trivet.core.billing import Reading, usage_of
+from trivet.core.retries import Again, Over, Progress, Verdict
 
 log = structlog.get_logger()
 
 COMMIT = script("commit")
+METER = script("meter")
 UNREAD = script("unread")
 
 SWEEP_S = 5.0
-MARK_LIFETIME_S = 3_600  # far longer than a commit may be sent again after
+MARK_LIFETIME_S = 3_600  # far longer than a batch may be sent again after
 BILL_LIFETIME_S = 400 * 86_400
 MOST_READINGS = 100_000  # entries a function keeps, each a batch
-# An event that could not be started is tried again after these waits, the last one repeated.
-RETRY_AFTER_S = (1.0, 2.0, 5.0, 15.0, 60.0)
+
+
+async def _none_of(nodes: Sequence[str]) -> Sequence[str]:
+    return ()
 
 
 class Taker(Protocol):
@@ -57,126 +69,177 @@ class DurableIntake:
         *,
         node: str,
         epoch: str,
+        place: Place,
         taker: Taker,
         set_flag: Callable[[str, bool], Awaitable[None]],
+        dead_among: Callable[[Sequence[str]], Awaitable[Sequence[str]]] = _none_of,
+        ledger_bytes: int = 16 * 2**20,
     ) -> None:
-        """`set_flag` raises or clears a function's durable flag, on the express server."""
+        """`set_flag` raises or clears a function's durable flag, on the express server.
+
+        `dead_among(nodes)` tells which of them live no more. `ledger_bytes`: how much of its ended
+        events a function keeps.
+        """
         self._address = address
         self._node = node
         self._epoch = epoch
         self._consumer = f"{node}:{epoch}"
+        self._place = place
         self._taker = taker
         self._set_flag = set_flag
-        self._loop = asyncio.get_running_loop()
+        self._ledger_bytes = ledger_bytes
         self._out: Connection | None = None
         self._streams: Streams | None = None
+        self._delays: Delays | None = None
+        self._outbox: Outbox | None = None
         self._is_draining = False
         # Entries that are here: a server that came back from its disk may offer them again.
         self._held: set[tuple[str, bytes]] = set()
-        self._tries: dict[tuple[str, bytes], int] = {}
-        # Commits without an answer, in order; sent again after a lost connection.
-        self._uncommitted: dict[int, bytes] = {}
-        self._then: dict[int, Callable[[], None]] = {}
-        self._number = 0
+        self._commits = Commits()
+        self._succession = Succession(
+            node,
+            epoch,
+            prepare=self.prepare,
+            is_held=lambda function, entry_id: (function, entry_id) in self._held,
+            take=self._take,
+        )
+        self._dead_among = dead_among
+        self._billed: set[tuple[str, str]] = set()  # (month, function) the server knows about
         self.malformed = 0  # entries since the start
-        self._all_committed = asyncio.Event()
-        self._all_committed.set()
+        self.has_peers = False  # whether other nodes ever took events from this server
+        self.fenced = 0  # attempts that ended after somebody else had taken their event over
 
     @property
     def batches(self) -> int:
         """Writes that carried commits, since the lane was last connected."""
         return self._out.writes if self._out else 0
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether what is committed now goes to disk soon."""
+        return self._out is not None and not self._out.is_stalled
+
     def __repr__(self) -> str:
         return (
-            f"<DurableIntake {len(self._held)} held, {len(self._uncommitted)} uncommitted, "
+            f"<DurableIntake {len(self._held)} held, {len(self._commits)} uncommitted, "
             f"{self._streams or 'away'}>"
         )
 
-    # ------------------------------------------------------------------ ending events
+    # ------------------------------------------------------------------ ending attempts
 
-    def commit(self, delivery: frames.Delivery, readings: Sequence[Reading]) -> None:
-        """The event has ended: take it off its stream and meter what it used, in one act."""
-        key = (delivery.function, delivery.entry_id)
-        self._held.discard(key)
-        self._tries.pop(key, None)
-        self._commit(delivery.function, delivery.entry_id, readings)
+    def commit(
+        self,
+        delivery: frames.Delivery,
+        progress: Progress,
+        verdict: Verdict,
+        readings: Sequence[Reading] = (),
+        told: bytes = b"",
+    ) -> None:
+        """An attempt has ended, or none is to be made: meter it and carry out the verdict, in one
+        act. `told` is what the verdict's target is to be told."""
+        function = delivery.function
+        self._held.discard((function, delivery.entry_id))
+        due, state, condition, target = "", "", "", ""
+        if isinstance(verdict, Again):
+            due = str(verdict.due_ms)
+        else:
+            state, condition, target = verdict.state, verdict.condition, verdict.target
+        month = readings[0].month if readings else "none"
+        usage = usage_of(readings)
+        commands = [*self._bill_noted(month, function)] if readings else []
+        if told:
+            commands.append(pack((b"SADD", keys.OUTBOXES, function)))
+        commands.append(
+            pack(
+                (
+                    b"EVALSHA",
+                    COMMIT.sha,
+                    b"8",
+                    keys.durable_stream(function),
+                    keys.totals(function),
+                    keys.readings(function),
+                    keys.month_bill(function, month),
+                    keys.delayed(function),
+                    keys.parked(function),
+                    keys.ledger(function),
+                    keys.outbox(function),
+                    keys.GROUP,
+                    self._consumer,
+                    delivery.entry_id,
+                    pack_readings(readings),
+                    usage.requests,
+                    usage.mb_ms,
+                    BILL_LIFETIME_S,
+                    MOST_READINGS,
+                    progress.origin,
+                    delivery.request_id,
+                    frames.pack_progress(progress),
+                    due,
+                    state,
+                    condition,
+                    told,
+                    target,
+                    delivery.trace_id,
+                    self._ledger_bytes,
+                )
+            )
+        )
+
+        def then(answer: int) -> None:
+            if answer < 0:
+                self.fenced += 1
+                log.warning("commit.fenced", function=function, request_id=delivery.request_id)
+            elif isinstance(verdict, Again):
+                if self._delays is not None:
+                    self._delays.parked(function, verdict.due_ms)
+            elif told and self._outbox is not None:
+                self._outbox.noted(function)
+
+        # By the connection that reads the function next, where that can be: one flush for both.
+        over = self._streams.lend(function) if self._streams is not None else None
+        self._commits.send(b"".join(commands), len(commands), then, over=over)
+
+    def _bill_noted(self, month: str, function: str) -> list[bytes]:
+        """Before the bill, so that whoever finds the bill finds its name."""
+        if (month, function) in self._billed:
+            return []
+        self._billed.add((month, function))
+        return [pack((b"SADD", keys.billed_functions(month), function))]
 
     def meter(self, readings: Sequence[Reading], then: Callable[[], None] | None = None) -> None:
         """Meter a batch of one function's express attempts; `then` is called once it is on disk."""
-        self._commit(readings[0].function, b"", readings, then)
-
-    def _commit(
-        self,
-        function: str,
-        entry_id: bytes,
-        readings: Sequence[Reading],
-        then: Callable[[], None] | None = None,
-    ) -> None:
-        month = readings[0].month if readings else "none"
+        function, month = readings[0].function, readings[0].month
         usage = usage_of(readings)
-        command = pack(
-            (
-                b"EVALSHA",
-                COMMIT.sha,
-                b"4",
-                keys.durable_stream(function),
-                keys.readings(function),
-                keys.month_bill(function, month),
-                keys.commit_mark(function, secrets.token_hex(8)),
-                keys.GROUP,
-                entry_id,
-                pack_readings(readings),
-                usage.requests,
-                usage.mb_ms,
-                MARK_LIFETIME_S,
-                BILL_LIFETIME_S,
-                MOST_READINGS,
-            )
-        )
-        if readings:
-            # Before the bill, so that whoever finds the bill finds its name.
-            command = pack((b"SADD", keys.billed_functions(month), function)) + command
-        self._number += 1
-        self._uncommitted[self._number] = command
-        if then is not None:
-            self._then[self._number] = then
-        self._all_committed.clear()
-        if self._out is not None:
-            self._send_commit(self._out, self._number, 2 if readings else 1)
-
-    def _send_commit(self, out: Connection, number: int, replies: int) -> None:
-        command = self._uncommitted[number]
-        remaining = replies
-
-        def on_reply(reply: Any) -> None:
-            nonlocal remaining
-            remaining -= 1
-            if isinstance(reply, ConnectionError):
-                return  # sent again by the next connection
-            if isinstance(reply, Exception):
-                log.error("commit.refused", error=str(reply))
-            if remaining == 0:
-                self._uncommitted.pop(number, None)
-                then = self._then.pop(number, None)
-                if then is not None:
-                    then()
-                if not self._uncommitted:
-                    self._all_committed.set()
-
-        out.send_several(command, [on_reply] * replies)
+        commands = [
+            *self._bill_noted(month, function),
+            pack(
+                (
+                    b"EVALSHA",
+                    METER.sha,
+                    b"3",
+                    keys.commit_mark(function, secrets.token_hex(8)),
+                    keys.readings(function),
+                    keys.month_bill(function, month),
+                    MARK_LIFETIME_S,
+                    pack_readings(readings),
+                    usage.requests,
+                    usage.mb_ms,
+                    BILL_LIFETIME_S,
+                    MOST_READINGS,
+                )
+            ),
+        ]
+        self._commits.send(b"".join(commands), len(commands), lambda _: then() if then else None)
 
     def retry(self, delivery: frames.Delivery) -> None:
-        """It could not be run now, which is not its fault: try again, and keep it till then."""
-        key = (delivery.function, delivery.entry_id)
-        tries = self._tries.get(key, 0)
-        self._tries[key] = tries + 1
-        wait_s = RETRY_AFTER_S[min(tries, len(RETRY_AFTER_S) - 1)]
-        self._loop.call_later(wait_s, self._take_again, delivery)
+        """It could not be run now, which is not its fault: it waits, and then goes to anyone."""
+        progress = _of(delivery)
+        verdict = retries.after_fault(progress, int(time.time() * 1000))
+        self.commit(delivery, replace(progress, backoffs=progress.backoffs + 1), verdict)
 
-    def _take_again(self, delivery: frames.Delivery) -> None:
-        if not self._is_draining:
-            self._taker.take([delivery])
+    def end(self, delivery: frames.Delivery, over: Over, told: bytes = b"") -> None:
+        """It is not to be run any more."""
+        self.commit(delivery, _of(delivery), over, told=told)
 
     # ------------------------------------------------------------------ streams.Lane
 
@@ -187,31 +250,40 @@ class DurableIntake:
         return self._taker.durable_room(function)
 
     def taken(self, function: str, entries: list[Any]) -> None:
+        self._take(function, entries, {})
+
+    def _take(self, function: str, entries: list[Any], aborted: dict[bytes, int]) -> None:
+        """`aborted`: how often an entry was delivered before, to who was never heard of again."""
         deliveries = []
         for entry_id, fields in entries:
             key = (function, entry_id)
             if key in self._held or fields is None:
                 continue
-            self._held.add(key)
             try:
-                delivery = frames.unpack_event(function, entry_id, fields)
+                delivery = frames.unpack_durable(function, entry_id, fields)
             except frames.MalformedEvent as error:
                 log.error("event.malformed", function=function, entry=entry_id, reason=str(error))
-                self._held.discard(key)
                 self.malformed += 1
                 self._quarantine(function, entry_id, fields)
                 continue
-            delivery.is_durable = True
+            self._held.add(key)
+            if entry_id in aborted:
+                progress = _of(delivery)
+                delivery.progress = replace(progress, aborted=progress.aborted + aborted[entry_id])
             deliveries.append(delivery)
         self._taker.take(deliveries)
 
     def _quarantine(self, function: str, entry_id: bytes, fields: list[bytes]) -> None:
         """Keep junk aside, bounded and as it is, for whoever wants to know where it came from."""
-        if self._out is None:
-            return
-        stream = keys.quarantine(function)
-        self._out.send(pack((b"XADD", stream, b"MAXLEN", b"1000", b"*", *fields)), _ignored)
-        self._commit(function, entry_id, ())
+        stream = keys.durable_stream(function)
+        commands = (
+            pack((b"XADD", keys.quarantine(function), b"MAXLEN", b"1000", b"*", *fields)),
+            # In this order: what is pending and gone is cleared by the next claim, while an entry
+            # that is nobody's any more would lie there for ever.
+            pack((b"XDEL", stream, entry_id)),
+            pack((b"XACK", stream, keys.GROUP, entry_id)),
+        )
+        self._commits.send(b"".join(commands), len(commands), lambda _: None)
 
     async def prepare(self, out: Connection, function: str) -> None:
         await out.call("SADD", keys.durable_epoch_functions(self._node, self._epoch), function)
@@ -224,7 +296,7 @@ class DurableIntake:
             await self._set_flag(function, True)
             return True
         await out.call("SREM", keys.BACKLOG, function)
-        if await out.call("EXISTS", keys.durable_stream(function)):
+        if await out.call("EXISTS", keys.durable_stream(function), keys.delayed(function)):
             await out.call("SADD", keys.BACKLOG, function)
         return False
 
@@ -264,70 +336,54 @@ class DurableIntake:
                 await anyio.sleep(10 * RECONNECT_S)
 
     async def _serve(self, out: Connection) -> None:
-        await load(out, COMMIT, UNREAD)
-        served = await self._succeed(out)
+        await load(out, COMMIT, METER, UNREAD, WAKE, ENQUEUE, DELIVERED, TELL_BUS, RETIRE)
+        self._billed.clear()
+        self._commits.connected(out)
+        served = await self._succession.begin(out)
         async with anyio.create_task_group() as tasks:
             streams = Streams(self._address, out, self, self._consumer, tasks)
             self._out, self._streams = out, streams
+            self._delays = delays = Delays(out, self.rung, tasks)
+            self._outbox = outbox = Outbox(out, self._place, self.rung)
             try:
-                for number, command in list(self._uncommitted.items()):
-                    replies = 2 if command.startswith(b"*3\r\n$4\r\nSADD") else 1
-                    self._send_commit(out, number, replies)
                 # Their flags may still say that somebody was told: nobody would ring for them.
                 for function in served:
                     self.rung(function)
-                tasks.start_soon(self._sweep, out)
+                tasks.start_soon(_until_lost, outbox.run)
+                tasks.start_soon(_until_lost, self._sweep, out, delays, outbox)
                 await out.lost
             finally:
-                self._out = self._streams = None
+                self._out = self._streams = self._delays = self._outbox = None
+                self._commits.lost()
+                delays.close()
                 streams.close()
                 tasks.cancel_scope.cancel()
 
-    async def _sweep(self, out: Connection) -> None:
-        """Find the functions whose ring was lost. At the start of an epoch, all that have work."""
+    async def _sweep(self, out: Connection, delays: Delays, outbox: Outbox) -> None:
+        """Find what lost hints would leave lying. With a new connection, all that there is: whoever
+        died or lost his may have taken a name from a set, and not put it back."""
+        is_first = True
         while True:
-            for name in await out.call("SMEMBERS", keys.BACKLOG):
+            nodes = [name.decode() for name in await out.call("SMEMBERS", keys.DURABLE_NODES)]
+            self.has_peers = len(nodes) > 1
+            dead = await self._dead_among(nodes)
+            for node in dead:
+                for function in await self._succession.claim_node(out, node):
+                    self.rung(function)
+            for name in await out.call("SMEMBERS", keys.LEDGERS if is_first else keys.BACKLOG):
                 function = name.decode()
+                if is_first:
+                    outbox.noted(function)
+                await self._succession.claim_strays(out, function, dead)
                 if await self._has_unread(out, function):
                     self.rung(function)
+                found = await out.call("ZRANGE", keys.delayed(function), 0, 0, "WITHSCORES")
+                if found:
+                    delays.parked(function, float(found[1]))
+            await delays.look()
+            await outbox.look()
+            is_first = False
             await anyio.sleep(SWEEP_S)
-
-    async def _succeed(self, out: Connection) -> set[str]:
-        """Take over what this node's dead epochs were running: it is run again.
-
-        Returns the functions that they, or this epoch before its connection was lost, served.
-        """
-        await out.call("SADD", keys.durable_epochs(self._node), self._epoch)
-        own = await out.call("SMEMBERS", keys.durable_epoch_functions(self._node, self._epoch))
-        served = {function.decode() for function in own}
-        for name in await out.call("SMEMBERS", keys.durable_epochs(self._node)):
-            epoch = name.decode()
-            if epoch == self._epoch:
-                continue
-            names = await out.call("SMEMBERS", keys.durable_epoch_functions(self._node, epoch))
-            for function in names:
-                await self._claim(out, function.decode(), f"{self._node}:{epoch}")
-                served.add(function.decode())
-            await out.call("DEL", keys.durable_epoch_functions(self._node, epoch))
-            await out.call("SREM", keys.durable_epochs(self._node), epoch)
-        return served
-
-    async def _claim(self, out: Connection, function: str, consumer: str) -> None:
-        stream = keys.durable_stream(function)
-        try:
-            await self.prepare(out, function)
-            while True:
-                pending = await out.call("XPENDING", stream, keys.GROUP, "-", "+", 500, consumer)
-                if not pending:
-                    break
-                ids = [entry_id for entry_id, *_ in pending]
-                claimed = await out.call("XCLAIM", stream, keys.GROUP, self._consumer, 0, *ids)
-                log.info("events.reclaimed", function=function, count=len(ids))
-                self.taken(function, claimed)
-            # Only now: removing a consumer destroys what is pending for it.
-            await out.call("XGROUP", "DELCONSUMER", stream, keys.GROUP, consumer)
-        except hiredis.HiredisError as error:
-            log.warning("durable.refused", function=function, error=str(error))
 
     async def drain(self) -> None:
         """Take nothing more, and see every commit through. The rest is the successor's."""
@@ -337,9 +393,19 @@ class DurableIntake:
 
     async def committed(self) -> None:
         """Returns when every commit so far is on disk."""
-        await self._all_committed.wait()
+        await self._commits.answered()
 
 
-def _ignored(reply: Any) -> None:
-    if isinstance(reply, Exception) and not isinstance(reply, ConnectionError):
-        log.warning("durable.refused", error=str(reply))
+def _of(delivery: frames.Delivery) -> Progress:
+    assert delivery.progress is not None  # every event of this lane has one
+    return delivery.progress
+
+
+async def _until_lost(
+    serve: Callable[..., Awaitable[None]], *arguments: Connection | Delays | Outbox
+) -> None:
+    """What a lost connection interrupts begins anew with the next one."""
+    try:
+        await serve(*arguments)
+    except (OSError, hiredis.HiredisError) as error:
+        log.warning("durable.interrupted", error=str(error))

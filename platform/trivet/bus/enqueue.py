@@ -42,18 +42,21 @@ class DurablePublisher:
         express: Address,
         *,
         exists: Callable[[str], Awaitable[bool]],
+        full: Callable[[], str] = lambda: "",
         most_waiting: int = MOST_WAITING,
     ) -> None:
-        """`exists` tells whether a function is deployed."""
+        """`exists` tells whether a function is deployed; `full` why nothing is accepted now."""
         self._durable = durable
         self._express = express
         self._exists = exists
+        self._full = full
         self._most_waiting = str(most_waiting)
         self._loop = asyncio.get_running_loop()
         self._out: Connection | None = None
         self._bell: Connection | None = None
         self._connected = asyncio.Event()
         self._in_flight = 0
+        self._known: set[str] = set()  # functions that this connection noted in LEDGERS
         self.published = 0  # events since the start
         self.on_throttled: Callable[[str], None] = lambda function: None  # for whoever counts them
 
@@ -74,6 +77,8 @@ class DurablePublisher:
             )
         if not await self._exists(event.function):
             raise FunctionNotFound(f"Function not found: {event.function}")
+        if reason := self._full():
+            raise Unavailable(reason)
         if self._in_flight >= MOST_IN_FLIGHT:
             self.on_throttled(event.function)
             raise Throttled("Rate Exceeded.", Reason="CallerRateLimitExceeded")
@@ -95,6 +100,8 @@ class DurablePublisher:
 
     async def _enqueue(self, event: Event, once: str) -> int:
         out = self._out or await self._reconnected()
+        if out.is_stalled:
+            raise Unavailable("The durable lane does not answer; try again in a moment.")
         packed = frames.pack_event(
             event, call=0, reply_to="", version_key="", invoked_arn=event.invoked_arn, expires_ms=0
         )
@@ -113,13 +120,17 @@ class DurablePublisher:
             else:
                 answer.set_result(reply)
 
+        if function not in self._known:
+            self._known.add(function)
+            out.send(pack((b"SADD", keys.LEDGERS, function)), _ignored)
         out.send(
             pack(
                 (
                     b"EVALSHA",
                     ENQUEUE.sha,
-                    b"2",
+                    b"3",
                     keys.durable_stream(function),
+                    keys.totals(function),
                     keys.accepted_once(function, once),
                     packed,
                     str(ONCE_LIFETIME_S) if once else b"0",
@@ -176,6 +187,7 @@ class DurablePublisher:
 
     async def _use_durable(self, connection: Connection) -> None:
         await load(connection, ENQUEUE)
+        self._known.clear()
         self._out = connection
         self._connected.set()
         try:

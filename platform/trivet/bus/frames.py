@@ -14,6 +14,7 @@ from typing import Any
 import msgpack
 
 from trivet.core.invocations import Event
+from trivet.core.retries import Attempt, Progress
 
 SCHEMA = 1
 
@@ -50,7 +51,12 @@ class Delivery:
     wants_log_tail: bool
     client_context: bytes
     payload: bytes
-    is_durable: bool = False  # which lane it came on
+    progress: Progress | None = None  # of an event of the durable lane
+
+    @property
+    def is_durable(self) -> bool:
+        """Which lane it came on."""
+        return self.progress is not None
 
     def is_expired(self, now_ms: int) -> bool:
         """Whether its caller has given up on it. Nobody waits for a durable event."""
@@ -104,6 +110,41 @@ def _is_typed(delivery: Delivery) -> bool:
         and type(delivery.client_context) is bytes
         and type(delivery.payload) is bytes
     )
+
+
+def unpack_durable(function: str, entry_id: bytes, fields: list[bytes]) -> Delivery:
+    """The Event in an entry of the durable lane, with its Progress. Raises MalformedEvent."""
+    delivery = unpack_event(function, entry_id, fields)
+    if len(fields) > 2:
+        delivery.progress = unpack_progress(fields[3])
+    else:
+        delivery.progress = Progress(entry_id.decode())
+    return delivery
+
+
+def pack_progress(progress: Progress) -> bytes:
+    attempts = [
+        (a.ended_ms, a.status, a.error_type, a.version, a.billed_ms, a.memory_mb)
+        for a in progress.attempts
+    ]
+    packed: bytes = msgpack.packb(
+        (SCHEMA, progress.origin, attempts, progress.backoffs, progress.aborted)
+    )
+    return packed
+
+
+def unpack_progress(data: bytes) -> Progress:
+    """The inverse of `pack_progress`. Raises MalformedEvent, whatever the bytes are."""
+    try:
+        schema, origin, attempts, backoffs, aborted = msgpack.unpackb(data, use_list=False)
+        progress = Progress(origin, tuple(Attempt(*a) for a in attempts), backoffs, aborted)
+        if schema != SCHEMA or progress.accepted_ms < 0:
+            raise MalformedEvent(f"progress of schema {schema!r}")
+    except MalformedEvent:
+        raise
+    except Exception as error:  # msgpack raises a dozen kinds, TypeError and ValueError among them
+        raise MalformedEvent(repr(error)) from error
+    return progress
 
 
 def pack_reply(

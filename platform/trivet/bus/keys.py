@@ -6,6 +6,8 @@ on a Redis Cluster too. Express keys are memory only; durable keys are on disk b
 
 from __future__ import annotations
 
+import zlib
+
 PREFIX = "trivet:"
 
 # ------------------------------------------------------------------------- express lane
@@ -59,6 +61,11 @@ def report(node: str) -> str:
     return f"{PREFIX}node:{{{node}}}:report"
 
 
+def lease(node: str) -> str:
+    """The epoch that runs on a node now. Expires when its supervisor stops renewing it."""
+    return f"{PREFIX}node:{{{node}}}:lease"
+
+
 GROUP = "supervisors"
 """The consumer group of every stream of events."""
 
@@ -78,6 +85,46 @@ def version_record(function: str, key: str) -> str:
 def durable_stream(function: str) -> str:
     """Events of asynchronous invocations. Never trimmed: an entry goes when its event has ended."""
     return f"{PREFIX}fn:{{{function}}}:durable"
+
+
+def delayed(function: str) -> str:
+    """Sorted set: origins of the events that wait for another attempt, by when it is due in ms."""
+    return f"{PREFIX}fn:{{{function}}}:delayed"
+
+
+def parked(function: str) -> str:
+    """Hash: origin to the event that waits for another attempt, with its Progress."""
+    return f"{PREFIX}fn:{{{function}}}:parked"
+
+
+def ledger(function: str) -> str:
+    """Stream: one entry for each asynchronous event that has ended. Trimmed by bytes."""
+    return f"{PREFIX}fn:{{{function}}}:ledger"
+
+
+def totals(function: str) -> str:
+    """Hash of counters over all asynchronous events that were ever accepted. Outlives it."""
+    return f"{PREFIX}fn:{{{function}}}:totals"
+
+
+def outbox(function: str) -> str:
+    """Stream: what is to be told to destinations. An entry goes when it was delivered."""
+    return f"{PREFIX}fn:{{{function}}}:outbox"
+
+
+def told_once(function: str, origin: str) -> str:
+    """The idempotency key under which a destination is told how an event ended."""
+    return f"told:{function}:{origin}"
+
+
+def bus_entries(bus: str) -> str:
+    """Stream: events on a bus, as EventBridge writes them. The newest 10,000."""
+    return f"{PREFIX}bus:{{{bus}}}:entries"
+
+
+def bus_once(bus: str, once: str) -> str:
+    """As `accepted_once`, for a bus."""
+    return f"{PREFIX}bus:{{{bus}}}:once:{once}"
 
 
 def accepted_once(function: str, once: str) -> str:
@@ -111,7 +158,30 @@ def billed_functions(month: str) -> str:
 
 
 BACKLOG = f"{PREFIX}backlog"
-"""Set of functions whose durable stream may hold events: what a sweep looks through."""
+"""Set of functions with events that have not ended, perhaps: what a sweep looks through."""
+
+
+OUTBOXES = f"{PREFIX}outboxes"
+"""Set of functions whose outbox may hold something: what a sweep looks through."""
+
+LEDGERS = f"{PREFIX}ledgers"
+"""Set of functions that ever had an asynchronous event."""
+
+DUE_SHARDS = 8
+
+
+def due(shard: int) -> str:
+    """Sorted set: function to when its earliest delayed event is due, in ms. Hints: a sweep over
+    the backlog repairs what is lost."""
+    return f"{PREFIX}due:{{{shard}}}"
+
+
+def due_shard(function: str) -> int:
+    return zlib.crc32(function.encode()) % DUE_SHARDS
+
+
+DURABLE_NODES = f"{PREFIX}durable-nodes"
+"""Set: names of the nodes that ever took something from the durable lane."""
 
 
 def durable_epochs(node: str) -> str:

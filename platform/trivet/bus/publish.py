@@ -87,6 +87,8 @@ class Calls:
         if len(self._in_flight) >= self._max_concurrency:
             raise Throttled("Rate Exceeded.", Reason="ConcurrentInvocationLimitExceeded")
         out = self._out or await self._reconnected()
+        if out.is_stalled:
+            raise Unavailable("The express lane does not answer; try again in a moment.")
         self._number = number = self._number + 1
         now = self._loop.time()
         call = _Call(
@@ -284,6 +286,8 @@ class Calls:
             await anyio.sleep(SWEEP_S)
             now = self._loop.time()
             self._withdraw_late(now)
+            if self._out is not None and self._out.is_stalled:
+                self._fail_unheard()
             if now >= ring_at:
                 ring_at = now + RING_AGAIN_S
                 late = now - RING_AGAIN_S
@@ -306,6 +310,14 @@ class Calls:
                 out.send(pack(("XADD", stream, "*", "f", b"")), _ignored)
 
         out.send(pack(("EXPIRE", stream, REPLIES_LIFETIME_S)), on_renewed)
+
+    def _fail_unheard(self) -> None:
+        """The server has stopped: who has not heard that a call was published need not wait for
+        it. One that was published all the same is withdrawn when that is heard."""
+        for call in list(self._in_flight.values()):
+            if call.entry_id is None:
+                call.is_given_up = True
+                self._fail(call, Unavailable("The express lane does not answer; try again."))
 
     def _withdraw_late(self, now: float) -> None:
         # Those that are done go at once: each holds its event and its reply.

@@ -19,8 +19,18 @@ import hiredis
 
 # How long to wait before the next try, when a server is away.
 RECONNECT_S = 0.02
+# A server that owes an answer for so long is in trouble: nobody is to wait behind the others.
+STALLED_S = 2.0
+# After this it is given up. A server that was only stopped goes on with what it was sent before.
+GIVEN_UP_S = 15.0
+CONNECT_WITHIN_S = 5.0
 
 OnReply = Callable[[Any], None]
+
+Intercept = Callable[["Connection", bytes, list[OnReply]], bool]
+"""Given packed commands and who hears their replies; true when it has sent them, or never will."""
+
+intercept: Intercept | None = None  # what a test of crashes puts before every connection
 
 
 def pack(parts: tuple[str | bytes | int, ...]) -> bytes:
@@ -69,6 +79,7 @@ class Connection(asyncio.Protocol):
         self._unsent: list[bytes] = []
         self._waiting: deque[OnReply] = deque()
         self._transport: asyncio.Transport | None = None
+        self._progress_at = 0.0  # loop time of the last answer, or of the first unanswered command
         self.writes = 0  # batches of commands so far
         self.lost: asyncio.Future[None] = loop.create_future()
 
@@ -82,6 +93,7 @@ class Connection(asyncio.Protocol):
         waiting = self._waiting
         while (reply := reader.gets()) is not False:
             waiting.popleft()(reply)
+        self._progress_at = self._loop.time()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
@@ -96,11 +108,30 @@ class Connection(asyncio.Protocol):
     def is_open(self) -> bool:
         return self._transport is not None
 
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the server has answered nothing for too long, and should have. Has no meaning
+        where reads are blocked."""
+        return bool(self._waiting) and self._loop.time() - self._progress_at > STALLED_S
+
+    def watch(self) -> None:
+        """Close the connection when the server owes an answer for too long; from now on."""
+        if self._transport is None:
+            return
+        if self._waiting and self._loop.time() - self._progress_at > GIVEN_UP_S:
+            self._transport.abort()
+        else:
+            self._loop.call_later(GIVEN_UP_S / 3, self.watch)
+
     def send(self, command: bytes, on_reply: OnReply) -> None:
         """Send a packed command; `on_reply` gets the reply, a hiredis error or ConnectionError."""
+        if intercept is not None and intercept(self, command, [on_reply]):
+            return
         if self._transport is None:
             self._loop.call_soon(on_reply, ConnectionError("no connection to Redis"))
             return
+        if not self._waiting:
+            self._progress_at = self._loop.time()
         self._waiting.append(on_reply)
         if not self._unsent:
             self._loop.call_soon(self._flush)
@@ -108,6 +139,8 @@ class Connection(asyncio.Protocol):
 
     def send_several(self, commands: bytes, on_replies: list[OnReply]) -> None:
         """Send packed commands that belong together; each has its own reply."""
+        if intercept is not None and intercept(self, commands, on_replies):
+            return
         first, *rest = on_replies
         self.send(commands, first)
         if self._transport is not None:
@@ -144,6 +177,11 @@ class Connection(asyncio.Protocol):
 
 async def connect(address: Address) -> Connection:
     """A connection that is ready for commands. Raises OSError and hiredis.ReplyError."""
+    async with asyncio.timeout(CONNECT_WITHIN_S):  # TimeoutError is an OSError
+        return await _connect(address)
+
+
+async def _connect(address: Address) -> Connection:
     loop = asyncio.get_running_loop()
     connection: Connection
     if address.socket:
@@ -169,8 +207,10 @@ async def connect(address: Address) -> Connection:
 
 @asynccontextmanager
 async def connected(address: Address) -> AsyncIterator[Connection]:
-    """A connection that is closed at the end. Raises as `connect` does."""
+    """A connection that is closed at the end, and when the server does not answer. Raises as
+    `connect` does. No read may be blocked on it for longer than ten seconds."""
     connection = await connect(address)
+    connection.watch()
     try:
         yield connection
     finally:

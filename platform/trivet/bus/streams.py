@@ -1,7 +1,10 @@
 """Streams: one blocked read on the stream of each function that is served, on either lane.
 
-A stream rests (no room, or nobody asked), is read (blocked until an event comes), or is being
-left. What is read never exceeds the room that the lane gives at that moment.
+A stream is opened by a first read that does not block, over the connection that all share: what
+was rung for is in hand before the stream has a connection of its own. From then on it rests
+(no room, or nobody asked), is read (blocked until an event comes), or is being left. While a
+backlog flows, reads do not block: each leaves as soon as there is room, together with the commit
+that made it. What is read never exceeds the room that the lane gives at that moment.
 """
 
 from __future__ import annotations
@@ -22,6 +25,10 @@ log = structlog.get_logger()
 
 # One blocked connection each. Beyond it the function served longest is left to the bell.
 MOST_STREAMS = 64
+# Before a stream gets its connection, what its first read brought may start: that is waited for.
+OPEN_AFTER_S = 0.002
+# A blocked read that was filled this soon found a backlog.
+FLOWS_WITHIN_S = 0.005
 
 
 class Lane(Protocol):
@@ -49,19 +56,29 @@ class Lane(Protocol):
 
 
 class State(Enum):
+    FIRST = "first"
+    OPENING = "opening"
     RESTING = "resting"
     READING = "reading"
     LEAVING = "leaving"
 
 
 class _Stream:
-    def __init__(self, function: str, connection: Connection, client_id: int) -> None:
+    def __init__(self, function: str) -> None:
         self.function = function
-        self.connection = connection
-        self.client_id = client_id
-        self.state = State.RESTING
+        self.connection: Connection | None = None  # while it is being opened
+        self.client_id = 0
+        self.state = State.FIRST
+        self.reads = 0  # in flight
+        self.asked = 0  # how many events they may bring
+        self.is_blocked = False  # the only one in flight waits for an event
+        self.is_flowing = False  # more events seem to be waiting than there was room for
         self.is_to_be_left = False
         self.is_rung = False  # while it was being left
+
+    @property
+    def is_open(self) -> bool:
+        return self.state in (State.RESTING, State.READING)
 
 
 class Streams:
@@ -80,8 +97,8 @@ class Streams:
         self._lane = lane
         self._consumer = consumer
         self._tasks = tasks
+        self._loop = asyncio.get_running_loop()
         self._streams: dict[str, _Stream] = {}
-        self._opening: set[str] = set()
         self._queued: dict[str, None] = {}  # functions that wait for another to be left
         self._is_stopping = False
         self._stopped: asyncio.Event = asyncio.Event()
@@ -97,23 +114,28 @@ class Streams:
             if stream.state is State.LEAVING:
                 stream.is_rung = True
             self.read(function)
-        elif function not in self._opening and not self._is_stopping:
+        elif not self._is_stopping:
             self._queued[function] = None
             self._open_queued()
 
     def _open_queued(self) -> None:
         """Open what waits, as far as there are connections; ask the least recent to leave."""
-        while self._queued and len(self._streams) + len(self._opening) < MOST_STREAMS:
+        while self._queued and len(self._streams) < MOST_STREAMS:
             function = next(iter(self._queued))
             del self._queued[function]
-            self._opening.add(function)
-            self._tasks.start_soon(self._open, function)
+            stream = self._streams[function] = _Stream(function)
+            self._tasks.start_soon(self._open, stream)
         for function in self.served()[: len(self._queued)]:
             self.let_go(function)
 
-    async def _open(self, function: str) -> None:
+    async def _open(self, stream: _Stream) -> None:
         try:
-            await self._lane.prepare(self._out, function)
+            try:
+                await self._read_first(stream)
+            finally:
+                stream.state = State.OPENING
+                self._check_stopped()
+            await anyio.sleep(OPEN_AFTER_S)
             connection = await connect(self._address)
             try:
                 client_id = await connection.call("CLIENT", "ID")
@@ -122,58 +144,94 @@ class Streams:
                 raise
         except (OSError, hiredis.HiredisError) as error:
             # The server went, or is out of memory. Whoever published rings again.
-            log.warning("stream.refused", function=function, error=str(error))
+            log.warning("stream.refused", function=stream.function, error=str(error))
+            self._drop(stream)
             return
-        finally:
-            self._opening.discard(function)
-            self._open_queued()
-        self._streams[function] = _Stream(function, connection, client_id)
-        if self._out.is_open:
-            self.read(function)
+        stream.connection, stream.client_id = connection, client_id
+        if self._streams.get(stream.function) is not stream or not self._out.is_open:
+            self._drop(stream)
+            return
+        stream.state = State.RESTING
+        if stream.is_to_be_left:
+            self._leave(stream)
         else:
-            self._drop(self._streams[function])
+            self.read(stream.function)
+
+    async def _read_first(self, stream: _Stream) -> None:
+        """Make ready, and take what waits. Raises OSError and hiredis.HiredisError."""
+        await self._lane.prepare(self._out, stream.function)
+        room = 0 if self._is_stopping else self._lane.room(stream.function)
+        reply = await self._out.call(*self._reading(stream, room)) if room > 0 else None
+        if reply:
+            stream.is_to_be_left = False
+            self._lane.taken(stream.function, reply[0][1])
+
+    def lend(self, function: str) -> Connection | None:
+        """The connection that reads `function` next, if nothing that is sent over it must wait
+        behind a blocked read. What leaves with the next read shares its flush on the server."""
+        stream = self._streams.get(function)
+        if stream is None or not stream.is_open or stream.is_blocked:
+            return None
+        return stream.connection
 
     def read(self, function: str) -> None:
-        """Take more of `function` if there is room and it rests."""
+        """Take more of `function` if there is room, and nothing waits for it already."""
         stream = self._streams.get(function)
-        if stream is None or stream.state is not State.RESTING or self._is_stopping:
+        if stream is None or not stream.is_open or stream.is_blocked or self._is_stopping:
             return
-        room = self._lane.room(function)
+        if stream.reads and not stream.is_flowing:
+            return  # what is in flight tells whether there is more
+        room = self._lane.room(function) - stream.asked
         if room <= 0:
             return
+        assert stream.connection is not None
         stream.state = State.READING
-        command = pack(
-            (
-                b"XREADGROUP",
-                b"GROUP",
-                keys.GROUP,
-                self._consumer,
-                b"COUNT",
-                str(room),
-                b"BLOCK",
-                b"0",
-                b"STREAMS",
-                self._lane.stream(function),
-                b">",
-            )
-        )
-        stream.connection.send(command, lambda reply: self._on_read(stream, reply))
+        stream.reads += 1
+        stream.asked += room
+        stream.is_blocked = not stream.is_flowing
+        block = (b"BLOCK", b"0") if stream.is_blocked else ()
+        command = pack(self._reading(stream, room, *block))
+        asked_at = self._loop.time()
+        stream.connection.send(command, lambda reply: self._on_read(stream, room, asked_at, reply))
 
-    def _on_read(self, stream: _Stream, reply: Any) -> None:
-        stream.state = State.RESTING
+    def _reading(self, stream: _Stream, room: int, *block: bytes) -> tuple[str | bytes, ...]:
+        return (
+            b"XREADGROUP",
+            b"GROUP",
+            keys.GROUP,
+            self._consumer,
+            b"COUNT",
+            str(room),
+            *block,
+            b"STREAMS",
+            self._lane.stream(stream.function),
+            b">",
+        )
+
+    def _on_read(self, stream: _Stream, room: int, asked_at: float, reply: Any) -> None:
+        was_blocked, stream.is_blocked = stream.is_blocked, False
+        stream.asked -= room
+        stream.reads -= 1
+        if not stream.reads:
+            stream.state = State.RESTING
         if isinstance(reply, Exception):
             # NOGROUP: the server came back empty. The next ring opens the stream anew.
             self._drop(stream)
         elif reply:
             stream.is_to_be_left = False
+            entries = reply[0][1]
+            stream.is_flowing = len(entries) == room and (
+                not was_blocked or self._loop.time() - asked_at < FLOWS_WITHIN_S
+            )
             if stream.function in self._streams:  # the one read last is left last
                 self._streams[stream.function] = self._streams.pop(stream.function)
-            self._lane.taken(stream.function, reply[0][1])
+            self._lane.taken(stream.function, entries)
             self.read(stream.function)
-        elif stream.is_to_be_left:
+        elif stream.is_to_be_left and not stream.reads:
             self._leave(stream)
         else:
-            self.read(stream.function)  # unblocked by a word that came too late
+            stream.is_flowing = False  # or unblocked by a word that came too late
+            self.read(stream.function)
         self._check_stopped()
 
     # ------------------------------------------------------------------ leaving
@@ -188,9 +246,10 @@ class Streams:
             return
         if stream.state is State.RESTING:
             self._leave(stream)
-        elif stream.state is State.READING:
-            stream.is_to_be_left = True
-            self._unblock(stream)
+        else:
+            stream.is_to_be_left = stream.state is not State.LEAVING
+            if stream.state is State.READING:
+                self._unblock(stream)
 
     def _unblock(self, stream: _Stream) -> None:
         def on_unblocked(reply: Any) -> None:
@@ -223,7 +282,8 @@ class Streams:
     def _drop(self, stream: _Stream) -> None:
         if self._streams.get(stream.function) is stream:
             del self._streams[stream.function]
-        stream.connection.close()
+        if stream.connection is not None:
+            stream.connection.close()
         if self._queued and self._out.is_open and not self._is_stopping:
             self._open_queued()
 
@@ -238,8 +298,8 @@ class Streams:
 
     def _check_stopped(self) -> None:
         if self._is_stopping:
-            reading = [s for s in self._streams.values() if s.state is State.READING]
-            if not reading:
+            taking = (State.FIRST, State.READING)
+            if not any(stream.state in taking for stream in self._streams.values()):
                 self._stopped.set()
 
     def close(self) -> None:

@@ -14,9 +14,13 @@ from trivet.cli import (
     doctor,
     down,
     env,
+    events,
     invoke,
+    ledger,
     logs,
     ls,
+    replay,
+    restart,
     rm,
     runtime,
     trigger,
@@ -37,6 +41,7 @@ _PASS_ON: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": 
 
 app.command()(up.up)
 app.command()(down.down)
+app.command()(restart.restart)
 app.command()(env.env)
 app.command()(deploy.deploy)
 app.command()(invoke.invoke)
@@ -46,6 +51,9 @@ app.command(add_help_option=False, context_settings=_PASS_ON)(aws.aws)
 app.command()(logs.logs)
 app.add_typer(trigger.app, name="trigger")
 app.add_typer(runtime.app, name="runtime")
+app.command()(events.events)
+app.command()(replay.replay)
+app.add_typer(ledger.app, name="ledger")
 app.command()(bill.bill)
 app.command()(doctor.doctor)
 app.command()(coverage.coverage)

@@ -8,11 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from trivet.core.lineage import TERMINATE
+
 OWN_TAGS = "trivet:"
 """How the keys of tags begin that mean something to the platform."""
 
 EGRESS_TAG = f"{OWN_TAGS}egress"
 """The tag that says what a function may reach, in the words of `core/egress.py`."""
+
+_BESIDE = "/"  # in a revision, after what callers see of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +51,7 @@ class Function:
     latest: FunctionVersion
     code_bytes: int
     description: str = ""
-    revision_id: str
+    revision_id: str  # of the record: no two that a function ever had share one
     last_modified_ms: int  # since the Unix epoch
     tags: Mapping[str, str] = field(default_factory=dict)
     # The resource policy: statements, as AWS writes them, by their ids. It is part of the record
@@ -55,10 +59,20 @@ class Function:
     policy: Mapping[str, Any] = field(default_factory=dict)
     # Members of the API that are stored and echoed, and decide nothing yet (Architectures, ...).
     echoed: Mapping[str, Any] = field(default_factory=dict)
+    # What becomes of asynchronous events: {} for AWS's defaults, or some of "retries" (0 to 2),
+    # "age_s", "on_success" and "on_failure" (ARNs), and "modified_ms" (since the Unix epoch).
+    event_invoke: Mapping[str, Any] = field(default_factory=dict)
+    reserved_concurrency: int | None = None  # invocations at once, if it has a limit of its own
+    recursive_loop: str = TERMINATE  # or ALLOW
 
     @property
     def name(self) -> str:
         return self.latest.function
+
+    @property
+    def revision(self) -> str:
+        """The revision that callers see: of its code, configuration, tags and policy."""
+        return self.revision_id.partition(_BESIDE)[0]
 
 
 def function_to_record(function: Function) -> dict[str, Any]:
@@ -88,6 +102,14 @@ def _members(value: Function | FunctionVersion) -> dict[str, Any]:
 def changed(function: Function, **version: Any) -> Function:
     """`function` with its `$LATEST` changed in the named fields."""
     return replace(function, latest=replace(function.latest, **version))
+
+
+def rewritten(function: Function, record: str) -> Function:
+    """`function` in a new record under the revision that callers know.
+
+    `record` names this record, and no other that the function ever had.
+    """
+    return replace(function, revision_id=f"{function.revision}{_BESIDE}{record}")
 
 
 def tagged(function: Function, tags: Mapping[str, str]) -> Function:

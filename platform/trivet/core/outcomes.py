@@ -10,6 +10,8 @@ import signal
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from trivet.core.retries import AttemptStatus
+
 MOST_ERROR_TYPE = 256
 
 _SIGNALS = {
@@ -33,6 +35,7 @@ class Outcome:
     status: Literal["", "timeout", "error"] = ""
     error_type: str = ""
     log_line: str = ""  # what the platform itself writes between the handler's lines and END
+    ended: AttemptStatus = "ok"  # for the ledger, which tells deaths apart
 
 
 def timed_out(request_id: str, timeout_ms: int, at: str) -> Outcome:
@@ -43,6 +46,7 @@ def timed_out(request_id: str, timeout_ms: int, at: str) -> Outcome:
         function_error="Unhandled",
         status="timeout",
         log_line=f"{at} {request_id} {text}",
+        ended="timeout",
     )
 
 
@@ -55,12 +59,14 @@ def exited(request_id: str, status: int | None) -> Outcome:
         status="error",
         error_type="Runtime.ExitError",
         log_line=text,
+        ended="crash",
     )
 
 
 def out_of_memory(request_id: str) -> Outcome:
     """It wanted more memory than its function has: the caller is told of a kill, REPORT why."""
-    return replace(exited(request_id, -signal.SIGKILL), error_type="Runtime.OutOfMemory")
+    killed = exited(request_id, -signal.SIGKILL)
+    return replace(killed, error_type="Runtime.OutOfMemory", ended="oom")
 
 
 def _reason(status: int | None) -> str:
@@ -84,7 +90,11 @@ def raised(payload: bytes) -> Outcome:
         error_type = "Function.Unknown"
         payload = _error(error_type, "The function's error could not be read.")
     return Outcome(
-        payload=payload, function_error="Unhandled", status="error", error_type=error_type
+        payload=payload,
+        function_error="Unhandled",
+        status="error",
+        error_type=error_type,
+        ended="error",
     )
 
 

@@ -14,6 +14,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import redis.asyncio
 import structlog
@@ -22,6 +23,7 @@ from trivet.aws import apigatewayv2, lambda_, logs, own, sts
 from trivet.aws.door import Door
 from trivet.aws.services import Services
 from trivet.aws.sigv4 import Verifier
+from trivet.bus import failpoints
 from trivet.bus.enqueue import DurablePublisher
 from trivet.bus.publish import Calls
 from trivet.bus.resp import parse_address
@@ -34,6 +36,7 @@ from trivet.core.measures import Family
 from trivet.core.resolvers import parse_resolvers
 from trivet.gateway.admission import Admission
 from trivet.gateway.durability import await_durable
+from trivet.gateway.headroom import Headroom
 from trivet.gateway.inside import Inside
 from trivet.gateway.listener import serve
 from trivet.gateway.metrics import Publishing, publishing
@@ -48,12 +51,16 @@ from trivet.store.apis import ApiStore
 from trivet.store.bills import BillStore
 from trivet.store.blobs import Blobs
 from trivet.store.functions import FunctionStore
+from trivet.store.ledgers import LedgerStore
 from trivet.store.logs import LogReader
 from trivet.store.roles import RoleStore
 from trivet.store.triggers import TriggerStore
 from trivet.store.urls import UrlStore
 
 log = structlog.get_logger()
+
+# In so many turns of the loop everybody who waits for the end has heard of it.
+_TURNS_TO_PART = 3
 
 LISTENERS_VARIABLE = "TRIVET_LISTEN_JSON"
 
@@ -106,10 +113,16 @@ async def serve_gateway(settings: Settings) -> None:
     async def exists(name: str) -> bool:
         return (functions.cached(name) or await functions.get(name)) is not None
 
+    headroom = Headroom(
+        durable,
+        None if settings.durable_url else settings.data_path,
+        reserve_bytes=settings.disk_reserve_mb * 2**20,
+    )
     publisher = DurablePublisher(
         parse_address(settings.durable_address),
         parse_address(settings.express_address),
         exists=exists,
+        full=headroom.full,
     )
     publisher.on_throttled = partial(platform.counters.throttled, "durable")
 
@@ -127,6 +140,7 @@ async def serve_gateway(settings: Settings) -> None:
         urls=urls,
         logs=LogReader(settings.logs_path),
         bills=BillStore(durable),
+        ledgers=LedgerStore(durable),
         tariff=Tariff(
             per_million_requests=Decimal(settings.price_per_million_requests),
             per_gb_s=Decimal(settings.price_per_gb_s),
@@ -135,6 +149,7 @@ async def serve_gateway(settings: Settings) -> None:
         ),
         triggers=TriggerStore(durable),
         runtimes=runtimes,
+        max_concurrency=settings.max_concurrency,
         http_url=f"http://{host}:{port}",
         changed=changed,
     )
@@ -146,16 +161,18 @@ async def serve_gateway(settings: Settings) -> None:
     )
     inside = _inside(settings, door)
     control.on_peer("supervisor", inside.attach)
-    stop = anyio.Event()
+    stop, succeeded = anyio.Event(), anyio.Event()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(calls.run)
         tasks.start_soon(publisher.run)
-        tasks.start_soon(_stop_on_signal, stop)
+        tasks.start_soon(headroom.run)
+        tasks.start_soon(_stop_on_signal, stop, succeeded, control)
         async with anyio.create_task_group() as serving:
-            serving.start_soon(lambda: serve(front, sock=listeners["aws"], stop=stop))
+            offer = partial(serve, stop=stop, succeeded=succeeded)
+            serving.start_soon(lambda: offer(front, sock=listeners["aws"]))
             serving.start_soon(inside.run, stop)
             for application in _http_adapters(platform):
-                serving.start_soon(lambda: serve(application, sock=listeners["http"], stop=stop))  # noqa: B023  # one HTTP adapter
+                serving.start_soon(lambda: offer(application, sock=listeners["http"]))  # noqa: B023  # one HTTP adapter
             control.ready()
         tasks.cancel_scope.cancel()
     await durable.aclose()
@@ -196,18 +213,28 @@ def _http_adapters(platform: GatewayPlatform) -> list[Any]:
     return [point.load()(platform) for point in found][:1]
 
 
-async def _stop_on_signal(stop: anyio.Event) -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
+async def _stop_on_signal(stop: anyio.Event, succeeded: anyio.Event, control: Control) -> None:
+    """SIGHUP: a successor serves already, and waits for us to part with the supervisor."""
+    ends = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    with anyio.open_signal_receiver(*ends) as signals:
+        async for number in signals:
+            if number == signal.SIGHUP and not stop.is_set():
+                succeeded.set()
+                stop.set()
+                for _ in range(_TURNS_TO_PART):
+                    await anyio.lowlevel.checkpoint()
+                control.close()
             stop.set()
 
 
 def main() -> None:
     configure_logging("gateway")
+    settings = inherited_settings()
+    failpoints.arm(settings.failpoints, settings.run_path)
     # Two listeners, and the connections and queries of functions beside them.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    anyio.run(serve_gateway, inherited_settings(), backend_options={"use_uvloop": True})
+    anyio.run(serve_gateway, settings, backend_options={"use_uvloop": True})
 
 
 if __name__ == "__main__":

@@ -41,6 +41,9 @@ class Limits:
     keep_alive_ms: int = 60_000  # between a response and the next request
     linger_ms: int = 2_000  # for a refused client to read why
     drain_ms: int = 30_000  # for requests in flight when the listener stops
+    # Of a listener that stops while another one serves on: how long a connection at rest is kept
+    # for a request that is on its way. It is answered, and is the last.
+    farewell_ms: int = 2_000
     url_bytes: int = 16_384
     header_bytes: int = 65_536  # request line and all headers
     header_count: int = 256
@@ -65,6 +68,7 @@ class Connection(HttpToolsProtocol):
         self.reading = Reading.NOTHING
         self.due = inf  # loop time at which the client has waited for too long
         self.running: Exchange | None = None  # the exchange that is being answered
+        self.is_leaving = False  # the next response is the last
         self.is_lingering = False  # all is said, and only the client's farewell is awaited
         self.refusal: int | None = None  # set by a parser callback before it stops the parser
         self.message_number = 0
@@ -173,7 +177,9 @@ class Connection(HttpToolsProtocol):
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
             expect_100_continue=expects_continue,
-            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            keep_alive=(
+                version != "1.0" and self.parser.should_keep_alive() and not self.is_leaving
+            ),
             on_response=self.on_response_complete,
         )
         if self.running is None:
@@ -247,7 +253,8 @@ class Connection(HttpToolsProtocol):
             self.running = exchange
             self._start_asgi_task(exchange, app)
         elif self.reading is Reading.NOTHING:
-            self._wait(self.limits.keep_alive_ms)
+            limits = self.limits
+            self._wait(limits.farewell_ms if self.is_leaving else limits.keep_alive_ms)
 
     def finish(self) -> None:
         """End a connection whose last response is written."""
@@ -279,11 +286,29 @@ class Connection(HttpToolsProtocol):
             self._unanswered()[-1].keep_alive = False
 
     def shutdown(self) -> None:
+        """Answer what has been asked, and close."""
         unanswered = self._unanswered()
         if unanswered:
             unanswered[-1].keep_alive = False
         else:
             self.transport.close()
+
+    def leave(self) -> None:
+        """Answer what has been asked, or the one request that may be on its way, and close.
+
+        May be called again.
+        """
+        if self.is_leaving:
+            return
+        self.is_leaving = True
+        unanswered = self._unanswered()
+        if unanswered:
+            # One whose head is read later is the last itself. One that is half answered has
+            # promised to take another.
+            if self.reading is not Reading.HEAD and not unanswered[-1].response_started:
+                unanswered[-1].keep_alive = False
+        elif self.reading is Reading.NOTHING:
+            self._wait(self.limits.farewell_ms)
 
     def check(self, now: float) -> None:
         """Part with a client that takes too long. Called for every connection by the sweep."""

@@ -26,12 +26,19 @@ _RESERVED_DESCRIPTORS = 256
 
 
 async def serve(
-    app: Application, *, sock: socket.socket, stop: anyio.Event, limits: Limits | None = None
+    app: Application,
+    *,
+    sock: socket.socket,
+    stop: anyio.Event,
+    succeeded: anyio.Event | None = None,
+    limits: Limits | None = None,
 ) -> None:
     """Serve `app` on the listening `sock` until `stop` is set; then drain and return.
 
     Draining closes the socket, answers what is in flight for at most `limits.drain_ms`, and cuts
-    what is left. A cancelled `serve` cuts everything at once. Several may share a process.
+    what is left. If `succeeded` is set by then, another process serves on, and clients at rest
+    may move to it by themselves: theirs are closed with the next response, or after a moment.
+    A cancelled `serve` cuts everything at once. Several may share a process.
     """
     require_c_parser()
     limits = limits or Limits()
@@ -46,7 +53,8 @@ async def serve(
                 await stop.wait()
         server.close()
         with anyio.move_on_after(limits.drain_ms / 1000):
-            await connections.drained()
+            is_succeeded = succeeded is not None and succeeded.is_set()
+            await connections.drained(is_succeeded=is_succeeded)
     finally:
         server.close()
         with anyio.CancelScope(shield=True):
@@ -87,11 +95,15 @@ class Connections:
         for connection in self._open():
             connection.check(now)
 
-    async def drained(self) -> None:
+    async def drained(self, *, is_succeeded: bool = False) -> None:
         """Return when every request in flight is answered and every client has gone."""
-        for connection in self._open():
-            connection.shutdown()
+        if not is_succeeded:
+            for connection in self._open():
+                connection.shutdown()
         while self._state.connections or self._state.tasks:
+            if is_succeeded:  # again and again: the last ones accepted are only now known
+                for connection in self._open():
+                    connection.leave()
             self.sweep()
             await anyio.sleep(0.01)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import perf_counter
 
 from trivet.bus.publish import Calls
@@ -40,6 +43,8 @@ class GatewayPlatform:
         self._apis = apis
         self._urls = urls
         self._admission = admission
+        # Calls of each function that has a reservation; others are not counted.
+        self._reserved_in_flight: Counter[str] = Counter()
         self.counters = GatewayCounters()
 
     @property
@@ -74,17 +79,39 @@ class GatewayPlatform:
             )
         began = perf_counter()
         try:
-            reply = await self._calls.invoke(
-                event,
-                version_key=function.latest.key,
-                invoked_arn=event.invoked_arn or self._place.function_arn(name),
-                limit_ms=self._limit_ms(function),
-            )
+            if function.reserved_concurrency is None:
+                reply = await self._call(event, function)
+            else:
+                with self._one_of_reserved(name, function.reserved_concurrency):
+                    reply = await self._call(event, function)
         except Throttled:
             self.counters.throttled("express", name)
             raise
         self.counters.answered(perf_counter() - began)
         return reply
+
+    async def _call(self, event: Event, function: Function) -> Reply:
+        return await self._calls.invoke(
+            event,
+            version_key=function.latest.key,
+            invoked_arn=event.invoked_arn or self._place.function_arn(function.name),
+            limit_ms=self._limit_ms(function),
+        )
+
+    @contextmanager
+    def _one_of_reserved(self, name: str, reserved: int) -> Iterator[None]:
+        """Raise Throttled if as many calls as the function has reserved are in flight already."""
+        in_flight = self._reserved_in_flight
+        if in_flight[name] >= reserved:
+            reason = "ReservedFunctionConcurrentInvocationLimitExceeded"
+            raise Throttled("Rate Exceeded.", Reason=reason)
+        in_flight[name] += 1
+        try:
+            yield
+        finally:
+            in_flight[name] -= 1
+            if not in_flight[name]:
+                del in_flight[name]
 
     def _limit_ms(self, function: Function) -> int:
         """The most it may take: an init that expires, another within the timeout, and the run."""

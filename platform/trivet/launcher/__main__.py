@@ -126,6 +126,7 @@ def launch(
             on_isolation=presence.isolated,
             clear_environments=lambda: _clear(cgroups),
             on_ending=report.ending,
+            run_path=run,
         )
         tree.run()
     finally:

@@ -28,7 +28,7 @@ _ENABLED_V2 = ("memory", "cpu", "pids")
 
 # Where the platform itself lives in a v2 cgroup that was delegated to it: a cgroup that gives
 # controllers to its children may hold no process.
-_OWN_CHILD = "platform"
+OWN_CHILD = "platform"
 
 _WITHIN_S = 5.0
 # A process in an uninterruptible call freezes only when that returns; the rest need not wait.
@@ -177,7 +177,7 @@ def _parent_v2(found: Survey) -> Path:
     """Our own cgroup if it was given to us to arrange, else the top; able to have children
     with the controllers. Raises OSError, with words of ours."""
     own, top = found.own["memory"], found.tops["memory"]
-    if own.name == _OWN_CHILD and _is_delegated(own.parent):
+    if own.name == OWN_CHILD and _is_delegated(own.parent):
         own = own.parent
     parent = own if _is_delegated(own) else top
     offered = (parent / "cgroup.controllers").read_text().split()
@@ -201,7 +201,7 @@ def _is_delegated(folder: Path) -> bool:
 
 def step_aside(folder: Path) -> None:
     """Move every process of the v2 cgroup `folder` into a child. Raises OSError."""
-    child = folder / _OWN_CHILD
+    child = folder / OWN_CHILD
     child.mkdir(exist_ok=True)
     deadline = time.monotonic() + _WITHIN_S
     while (pids := _pids([str(folder)])) and time.monotonic() < deadline:

@@ -64,7 +64,10 @@ def embedded_servers(
         lanes.append(("express", settings.express_socket, keep))
     if not settings.durable_url:
         folder = str(settings.data_path / "durable")
-        keep = ("--appendonly", "yes", "--appendfsync", "always", "--dir", folder)
+        keep = (
+            *("--appendonly", "yes", "--appendfsync", "always", "--dir", folder),
+            *("--maxmemory", str(settings.durable_bytes)),
+        )
         lanes.append(("durable", settings.durable_socket, keep))
     program = server_program() if lanes else ""
     return tuple(

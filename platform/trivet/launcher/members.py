@@ -7,26 +7,32 @@ DOWN --start--> STARTING --ready--> READY        from each of these, when it die
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from enum import Enum, auto
 from pathlib import Path
 
 from trivet.launcher import link as links
-from trivet.launcher import processes
+from trivet.launcher import processes, turns
 from trivet.launcher.embedded import EmbeddedServer, ask, reason
 from trivet.launcher.link import Link
-from trivet.launcher.processes import ServiceSpec
+from trivet.launcher.processes import Process, ServiceSpec
 from trivet.launcher.restarts import Restarts
 from trivet.launcher.services import ServantSpec
+from trivet.launcher.turns import Turn
 
 # A part that is not ready after this long will not be: a Python service needs about one second
 # on a quiet machine.
 READY_WITHIN_S = 20.0
+
+# A standby is started when its part has settled, and has left the processor to its callers; one
+# that ended by itself will hardly do better at once.
+STANDBY_AFTER_S = 2.0
+STANDBY_AGAIN_S = 60.0
 
 # A server start takes 12 to 90 ms.
 _ASK_EVERY_S = 0.01
@@ -50,12 +56,14 @@ class Member:
     def __init__(self, spec: ServiceSpec, run_path: Path) -> None:
         self.spec = spec
         self.state = State.DOWN
-        self.pid = 0
+        self.process: Process | None = None  # the one that serves, or is to
+        self.standby: Process | None = None  # takes over from it
+        self.leaving: list[Process] = []  # finish what they have begun
         self.due: float | None = None
+        self.standby_due: float | None = None  # when another standby is to be started
         self.restarts = Restarts()
         self.log_path = run_path / f"{_file_name(spec.name)}.log"
         self._log = -1
-        self._started_at = 0.0
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} {self.state.name} pid {self.pid}>"
@@ -65,26 +73,84 @@ class Member:
         return self.spec.name
 
     @property
-    def is_alive(self) -> bool:
-        return self.pid > 0
+    def pid(self) -> int:
+        return self.process.pid if self.process is not None else 0
 
-    def start(self) -> None:
-        """Start the process. Raises OSError."""
+    @property
+    def is_alive(self) -> bool:
+        return self.process is not None
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing is left of it, and nothing will come."""
+        return self.state is State.GONE and self.standby is None and not self.leaving
+
+    @property
+    def living(self) -> list[Process]:
+        """All that live."""
+        return [p for p in (self.process, self.standby, *self.leaving) if p is not None]
+
+    def start(self) -> Process:
+        """Start it, or give its standby the turn. Raises OSError."""
+        self.state = State.STARTING
+        process, self.standby = self.standby or self._new_process(), None
+        self.due = time.monotonic() + READY_WITHIN_S
+        self.process = process
+        process.take_turn()
+        if process.is_ready:
+            self.ready()
+        return process
+
+    def stand_by(self) -> Process:
+        """Start a process that waits until it is needed. Raises OSError."""
+        self.standby_due = None
+        self.standby = self._new_process()
+        return self.standby
+
+    def succeed(self, within_s: float) -> None:
+        """The standby serves: let it have the place. Who had it has `within_s` to leave."""
+        former = self.process
+        self.process, self.standby = self.standby, None
+        self.ready()
+        if former is not None:
+            former.due = time.monotonic() + within_s
+            self.leaving.append(former)
+            former.signal(signal.SIGHUP)
+
+    def _new_process(self) -> Process:
+        """A process of this part, which waits for its turn if its program does."""
+        turn = Turn() if self.spec.waits else None
+        ends = [] if turn is None else [turn.process_end.fileno()]
+        variables = {turns.VARIABLE: str(ends[0])} if ends else {}
+        try:
+            process = self._started(variables, ends)
+        except BaseException:
+            if turn is not None:
+                turn.close()
+            raise
+        process.turn = turn
+        if turn is not None:
+            turn.process_end.close()
+        return process
+
+    def _started(self, variables: dict[str, str], ends: list[int]) -> Process:
+        return self._process(variables, ends)
+
+    def _process(self, variables: dict[str, str], ends: Sequence[int], *arguments: str) -> Process:
         if self._log < 0:
             flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
             self._log = os.open(self.log_path, flags, 0o640)
-        self._started_at = time.monotonic()
-        self.state = State.STARTING
-        self.due = self._started_at + READY_WITHIN_S
-        self.pid = self._start()
-
-    def _start(self) -> int:
-        return processes.start(self.spec, log=self._log)
+        pid = processes.start(
+            self.spec, arguments=arguments, variables=variables, descriptors=ends, log=self._log
+        )
+        return Process(pid, time.monotonic())
 
     def ready(self) -> None:
-        if self.state is State.STARTING:
+        if self.state is State.STARTING or self.state is State.READY:
             self.state = State.READY
             self.due = None
+            if self.spec.stands_by and self.standby is None:
+                self.standby_due = time.monotonic() + STANDBY_AFTER_S
 
     def will_not_start(self) -> bool:
         """At `due` while STARTING: look after it, and say whether to give it up."""
@@ -92,10 +158,27 @@ class Member:
 
     def died(self) -> None:
         """Its process is reaped: forget it, and reckon when it may start again."""
-        lived_s = time.monotonic() - self._started_at
-        self.pid = 0
+        if self.process is not None:
+            lived_s = time.monotonic() - self.process.started_at
+            self.process.close()
+            self.process = None
+        else:
+            lived_s = 0.0  # it could not even be started
         self.due = None
         self.restarts = self.restarts.after_death(lived_s)
+
+    def standby_died(self) -> None:
+        """It is reaped. Without one a successor takes longer, and that is all."""
+        if self.standby is not None:
+            self.standby.close()
+            self.standby = None
+        if self.spec.stands_by:
+            self.standby_due = time.monotonic() + STANDBY_AGAIN_S
+
+    def left(self, process: Process) -> None:
+        """One that was leaving is reaped."""
+        process.close()
+        self.leaving.remove(process)
 
     def wait_to_start(self, delay_s: float) -> None:
         self.state = State.DOWN
@@ -104,6 +187,12 @@ class Member:
     def gone(self) -> None:
         self.state = State.GONE
         self.due = None
+
+    def dismiss(self) -> None:
+        """No standby is wanted any more; it is reaped like any other."""
+        self.standby_due = None
+        if self.standby is not None:
+            self.standby.signal(signal.SIGKILL)
 
     def end(self, within_s: float) -> None:
         """Ask it to end; after `within_s` it is to be killed."""
@@ -114,17 +203,13 @@ class Member:
         self._ask_to_end()
 
     def _ask_to_end(self) -> None:
-        self._signal(signal.SIGTERM)
+        if self.process is not None:
+            self.process.signal(signal.SIGTERM)
 
     def kill(self) -> None:
         self.due = None
-        self._signal(signal.SIGKILL)
-
-    def _signal(self, number: signal.Signals) -> None:
-        # The pid is ours until it is reaped, so it cannot name another process.
-        if self.is_alive:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
+        if self.process is not None:
+            self.process.signal(signal.SIGKILL)
 
     def last_words(self) -> str:
         """The last line that it wrote, or nothing."""
@@ -144,6 +229,8 @@ class Member:
             os.ftruncate(self._log, 0)
 
     def close(self) -> None:
+        for process in self.living:
+            process.close()
         if self._log >= 0:
             os.close(self._log)
             self._log = -1
@@ -161,10 +248,14 @@ class Server(Member):
         self._lock = lock
         self._late_at = 0.0
 
-    def _start(self) -> int:
-        self._late_at = self._started_at + READY_WITHIN_S
-        self.due = self._started_at + _ASK_EVERY_S
-        return processes.start(self.spec, descriptors=(self._lock,), log=self._log)
+    def start(self) -> Process:
+        process = super().start()
+        self._late_at = process.started_at + READY_WITHIN_S
+        self.due = process.started_at + _ASK_EVERY_S
+        return process
+
+    def _started(self, variables: dict[str, str], ends: list[int]) -> Process:
+        return self._process(variables, [*ends, self._lock])
 
     def will_not_start(self) -> bool:
         answer = ask(self._socket_path)
@@ -187,33 +278,37 @@ class Service(Member):
 
     def __init__(self, spec: ServiceSpec, run_path: Path) -> None:
         super().__init__(spec, run_path)
-        self.link: Link | None = None
         self.number = 0  # of its READY message
 
-    def _start(self) -> int:
-        self.link = Link()
-        end = self.link.service_end.fileno()
-        try:
-            return processes.start(
-                self.spec,
-                variables={links.VARIABLE: str(end)},
-                descriptors=(end,),
-                log=self._log,
-            )
-        finally:
-            self.link.service_end.close()
+    @property
+    def link(self) -> Link | None:
+        return self.process.link if self.process is not None else None
 
-    def listen(self) -> None:
-        """Read its link, which has something. Raises EOFError when it was closed."""
-        if self.link is not None and (number := self.link.receive_ready()) is not None:
+    @property
+    def is_joinable(self) -> bool:
+        """Whether there is one, and nobody before it still speaks for this part."""
+        return self.link is not None and not any(p.link is not None for p in self.leaving)
+
+    def _started(self, variables: dict[str, str], ends: list[int]) -> Process:
+        link = Link()
+        end = link.service_end.fileno()
+        try:
+            process = self._process({**variables, links.VARIABLE: str(end)}, [*ends, end])
+        except BaseException:
+            link.close()
+            raise
+        link.service_end.close()
+        process.link = link
+        return process
+
+    def listen(self, process: Process) -> None:
+        """Read a link, which has something. Raises EOFError when it was closed."""
+        if process.link is None or (number := process.link.receive_ready()) is None:
+            return
+        process.is_ready = True
+        if process is self.process:
             self.number = number
             self.ready()
-
-    def died(self) -> None:
-        super().died()
-        if self.link is not None:
-            self.link.close()
-            self.link = None
 
 
 class Servant(Member):
@@ -226,53 +321,57 @@ class Servant(Member):
     def __init__(self, servant: ServantSpec, run_path: Path) -> None:
         super().__init__(servant.spec, run_path)
         self.without_it = servant.without_it
-        self.supervisor_end: socket.socket | None = None  # until the supervisor has it
-        self._parent_end = -1
 
     @property
     def is_zygote(self) -> bool:
         return self.name.startswith(links.ZYGOTE_OF)
 
-    def _start(self) -> int:
+    @property
+    def is_with_supervisor(self) -> bool:
+        """Whether a supervisor was given its end: it serves that one, and no other."""
+        return self.process is not None and self.process.supervisor_end is None
+
+    def start(self) -> Process:
+        process = super().start()
+        self.ready()
+        return process
+
+    def _started(self, variables: dict[str, str], ends: list[int]) -> Process:
         ours, commands = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         kept, parent = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._parent_end = kept.detach()
-        self.supervisor_end = ours
+        arguments = ("--commands", str(commands.fileno()), "--parent", str(parent.fileno()))
         try:
-            pid = processes.start(
-                self.spec,
-                arguments=("--commands", str(commands.fileno()), "--parent", str(parent.fileno())),
-                descriptors=(commands.fileno(), parent.fileno()),
-                log=self._log,
+            process = self._process(
+                variables, [*ends, commands.fileno(), parent.fileno()], *arguments
             )
+        except BaseException:
+            ours.close()
+            kept.close()
+            raise
         finally:
             commands.close()
             parent.close()
-        self.ready()
-        return pid
+        process.parent_end = kept.detach()
+        process.supervisor_end = ours
+        return process
 
     def hand_to(self, link: Link) -> None:
         """Give the supervisor its end, once. Raises OSError when that is gone."""
-        if self.supervisor_end is not None and self.is_alive:
-            link.send_peer(self.name, self.supervisor_end)
-            self.supervisor_end.close()
-            self.supervisor_end = None
+        process = self.process
+        if process is not None and process.supervisor_end is not None:
+            link.send_peer(self.name, process.supervisor_end)
+            process.supervisor_end.close()
+            process.supervisor_end = None
 
     def _ask_to_end(self) -> None:
         # Not SIGTERM, which would end a zygote before its environments.
-        self._let_go()
+        if self.process is not None:
+            self.process.let_go()
 
-    def died(self) -> None:
-        super().died()
-        self._let_go()
-
-    def _let_go(self) -> None:
-        if self._parent_end >= 0:
-            os.close(self._parent_end)
-            self._parent_end = -1
-        if self.supervisor_end is not None:
-            self.supervisor_end.close()
-            self.supervisor_end = None
+    def dismiss(self) -> None:
+        if self.standby is not None:
+            self.standby.let_go()
+        super().dismiss()
 
 
 class Pair:
@@ -290,6 +389,8 @@ class Pair:
         """Give each its end, once for any two that live. Raises OSError when one is gone."""
         one, other = self._services
         if one.link is None or other.link is None or self._joined == (one.link, other.link):
+            return
+        if not (one.is_joinable and other.is_joinable):
             return
         ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:

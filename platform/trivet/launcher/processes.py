@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
+import socket
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from trivet.launcher import kernel
 from trivet.launcher.identities import Identity
+from trivet.launcher.link import Link
+from trivet.launcher.turns import Turn
 
 # Enough for ten thousand connections, and a table the kernel need not grow large for.
 _MAX_OPEN_FILES = 65_536
@@ -31,6 +36,52 @@ class ServiceSpec:
     # sees, not by a signal that it cannot.
     dies_with_launcher: bool = True
     umask: int = 0o027
+    waits: bool = False  # it loads what it needs, and serves once it is given its turn
+    stands_by: bool = False  # another one that waits is kept ready, to take over from a dead one
+
+
+@dataclass(slots=True, eq=False)
+class Process:
+    """One process of a part, and the launcher's ends of what it holds."""
+
+    pid: int
+    started_at: float  # monotonic; when its turn came, if it stood by before
+    turn: Turn | None = None
+    link: Link | None = None  # of a service
+    supervisor_end: socket.socket | None = None  # of a servant, until the supervisor has it
+    parent_end: int = -1  # of a servant
+    has_arrived: bool = False  # it waits for its turn, with all loaded
+    has_turn: bool = False
+    is_ready: bool = False
+    due: float | None = None  # when it is to be killed, if it was asked to leave
+
+    def take_turn(self) -> None:
+        """From here on it serves, as soon as it can."""
+        self.started_at = time.monotonic()
+        self.has_turn = True
+        if self.turn is not None:
+            self.turn.give()
+
+    def signal(self, number: signal.Signals) -> None:
+        # The pid is ours until it is reaped, so it cannot name another process.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def let_go(self) -> None:
+        """Close the ends of a servant, which ends it."""
+        if self.parent_end >= 0:
+            os.close(self.parent_end)
+            self.parent_end = -1
+        if self.supervisor_end is not None:
+            self.supervisor_end.close()
+            self.supervisor_end = None
+
+    def close(self) -> None:
+        self.let_go()
+        if self.turn is not None:
+            self.turn.close()
+        if self.link is not None:
+            self.link.close()
 
 
 # Not the caller's PATH: root must not look for programs where others write.

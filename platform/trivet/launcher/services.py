@@ -14,7 +14,7 @@ from trivet import runtimes as discovered
 from trivet import settings as configured
 from trivet.core import egress
 from trivet.launcher import cgroups as limits
-from trivet.launcher import folders
+from trivet.launcher import folders, turns
 from trivet.launcher.cgroups import Cgroups
 from trivet.launcher.identities import Identities
 from trivet.launcher.link import GATEWAY, PROVISIONER, SUPERVISOR, ZYGOTE_OF
@@ -71,13 +71,21 @@ def service_specs(
     return tuple(
         ServiceSpec(
             name=name,
-            argv=(sys.executable, "-I", "-m", f"trivet.{name}"),
+            argv=_waiting(name),
             variables={**variables, **further[name]},
             descriptors=tuple(open_ends.values()) if name == GATEWAY else (),
             identity=identity,
+            waits=True,
+            # Nobody is served without these two; events wait for the adapters.
+            stands_by=name != ADAPTERS,
         )
         for name, identity in who.items()
     )
+
+
+def _waiting(part: str, *options: str) -> tuple[str, ...]:
+    """The module of a part, run by our own interpreter when its turn has come."""
+    return (sys.executable, "-I", "-m", turns.__name__, f"trivet.{part}", *options)
 
 
 def servant_specs(
@@ -137,9 +145,11 @@ def provisioner_spec(settings: Settings) -> ServantSpec:
         options += ["--scratch-folder", str(settings.data_path / folders.SCRATCH)]
     spec = ServiceSpec(
         name=PROVISIONER,
-        argv=(sys.executable, "-I", "-m", "trivet.provisioner", *options),
+        argv=_waiting(PROVISIONER, *options),
         # It must see its end coming, to take down what the machine would keep.
         dies_with_launcher=False,
+        waits=True,
+        stands_by=True,  # a first call after a supervisor's death waits for a network
     )
     return ServantSpec(spec=spec, without_it="functions reach nothing outside until it runs")
 

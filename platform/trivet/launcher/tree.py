@@ -9,13 +9,18 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 
 from trivet.errors import TrivetError
 from trivet.launcher import announce, kernel, processes
-from trivet.launcher.link import GATEWAY, SUPERVISOR
+from trivet.launcher.link import GATEWAY, PROVISIONER, SUPERVISOR
 from trivet.launcher.members import Member, Pair, Servant, Server, Service, State
+from trivet.launcher.orders import ALL, ZYGOTES, Order, Orders
+from trivet.launcher.processes import Process
 from trivet.launcher.refusals import EXIT_UNUSABLE, PartFailed, Unusable
 from trivet.launcher.restarts import spoken
+from trivet.launcher.rolling import Rolling
 from trivet.launcher.services import ADAPTERS
 
 # Grace of each part at the end. The gateway finishes the calls in flight, up to the 29 s that
@@ -31,6 +36,9 @@ _ORPHAN_GRACE_S = 2.0
 _FIRST_TRIES = 3
 
 _TRIM_EVERY_S = 30.0
+
+# How often a rolling restart is looked at beside what wakes the loop: only its deadlines need it.
+_ROLLING_LOOK_S = 0.25
 
 _END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -48,11 +56,13 @@ class Tree:
         on_isolation: Callable[[int], TrivetError | None] = lambda bits: None,
         clear_environments: Callable[[], None] = lambda: None,
         on_ending: Callable[[], None] = lambda: None,
+        run_path: Path | None = None,
     ) -> None:
         """`on_isolation` hears the bits of each READY of the supervisor, and may refuse them.
 
         `clear_environments` is called when a supervisor died: at once, and again when its zygotes
-        are gone and before there can be new environments.
+        are gone and before there can be new environments. `run_path`: where the operator's orders
+        are taken; None: nowhere.
         """
         self.servers = servers
         self.services = services
@@ -64,6 +74,8 @@ class Tree:
         self._clear_environments = clear_environments
         self._on_ending = on_ending
         self._selector = selectors.DefaultSelector()
+        self._rolling: Rolling | None = None
+        self._orders = Orders(run_path, take=self._ordered) if run_path is not None else None
         self._stages: list[list[Member]] = []
         self._failure: TrivetError | None = None
         self._was_ready = False
@@ -85,17 +97,22 @@ class Tree:
         kernel.adopt_orphans()
         with _signals() as wakeups:
             self._selector.register(wakeups, selectors.EVENT_READ, lambda: self._woken(wakeups))
+            if self._orders is not None:
+                listener = self._orders.socket
+                self._selector.register(listener, selectors.EVENT_READ, self._accept_order)
             try:
                 for member in self._members:
                     if not self._is_ending:  # one before it could not even be started
                         self._start(member)
-                while any(member.state is not State.GONE for member in self._members):
+                while not all(member.is_over for member in self._members):
                     self._turn()
             finally:
                 self._kill_everything()
                 self._selector.close()
                 for member in self._members:
                     member.close()
+                if self._orders is not None:
+                    self._orders.close()
         if self._failure is not None:
             raise self._failure
 
@@ -106,13 +123,17 @@ class Tree:
 
     def _turn(self) -> None:
         dues = [m.due for m in self._members if m.due is not None and not self._is_held(m)]
+        dues += self._side_dues()
         timeout_s = min([self._trim_at, *dues]) - time.monotonic()
         for key, _ in self._selector.select(max(0.0, timeout_s)):
-            key.data()
+            # What came before it in this turn may have been its end.
+            if self._selector.get_map().get(key.fileobj) is key:
+                key.data()
         now = time.monotonic()
         for member in self._members:
             if member.due is not None and now >= member.due and not self._is_held(member):
                 self._attend(member)
+            self._tend(member, now)
         if now >= self._trim_at:
             self._trim_at = now + _TRIM_EVERY_S
             for member in self._members:
@@ -122,6 +143,8 @@ class Tree:
             self._has_doomed = False
             self._kill_orphans()
             self._clear_environments()
+        if self._rolling is not None and self._rolling.has_ended():
+            self._rolling = None
         if self._is_ending:
             self._next_stage()
         elif not self._was_ready and self._all_ready():
@@ -160,9 +183,63 @@ class Tree:
             else:
                 self._fail(member, "did not become ready in time")
 
-    def _start(self, member: Member) -> None:
+    def _side_dues(self) -> list[float]:
+        """When those that stand by or leave want attention, and a rolling restart."""
+        dues = [p.due for m in self._members for p in m.leaving if p.due is not None]
+        dues += [m.standby_due or 0.0 for m in self._members if self._wants_standby(m)]
+        if self._rolling is not None:
+            dues.append(time.monotonic() + _ROLLING_LOOK_S)
+        return dues
+
+    def _wants_standby(self, member: Member) -> bool:
+        is_due = member.standby_due is not None and member.standby is None
+        return is_due and member.state is State.READY and not self._is_ending
+
+    def _tend(self, member: Member, now: float) -> None:
+        """Look after those of its processes that do not serve."""
+        for process in member.leaving:
+            if process.due is not None and now >= process.due:
+                process.due = None
+                process.signal(signal.SIGKILL)
+        if self._wants_standby(member) and now >= (member.standby_due or 0.0):
+            self.prepare(member)
+
+    def prepare(self, member: Member) -> Process | None:
+        """Start a standby of `member`; None if it cannot be started."""
         try:
-            member.start()
+            process = member.stand_by()
+        except OSError as error:
+            member.standby_died()
+            announce.say_loudly(f"{member.name} has no standby: it could not be started ({error})")
+            return None
+        self._watch(member, process)
+        return process
+
+    def _watch(self, member: Member, process: Process) -> None:
+        """Hear what `process` says."""
+        if isinstance(member, Service) and (link := process.link) is not None:
+            end = link.socket
+            hear = partial(self._listen, member, process, end)
+            self._selector.register(end, selectors.EVENT_READ, hear)
+        if (turn := process.turn) is not None:
+            hear = partial(self._hear_turn, process, turn.socket)
+            self._selector.register(turn.socket, selectors.EVENT_READ, hear)
+
+    def _unwatch(self, process: Process) -> None:
+        ends = [each.socket for each in (process.link, process.turn) if each is not None]
+        for end in ends:
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(end)
+
+    def _hear_turn(self, process: Process, end: socket.socket) -> None:
+        with contextlib.suppress(EOFError):
+            process.has_arrived = process.turn is not None and process.turn.hear()
+        self._selector.unregister(end)
+
+    def _start(self, member: Member) -> None:
+        is_new = member.standby is None
+        try:
+            process = member.start()
         except OSError as error:
             member.died()
             if self._was_ready or _is_optional(member):
@@ -170,16 +247,20 @@ class Tree:
             else:
                 self._fail(member, f"could not be started ({error})")
             return
-        if isinstance(member, Service) and member.link is not None:
-            end = member.link.socket
-            self._selector.register(end, selectors.EVENT_READ, lambda: self._listen(member, end))
+        if is_new:
+            self._watch(member, process)
 
-    def _listen(self, service: Service, end: socket.socket) -> None:
+    def _listen(self, service: Service, process: Process, end: socket.socket) -> None:
         try:
-            service.listen()
+            service.listen(process)
         except EOFError:
+            # It has ended, or leaves: whatever is given to it now would be lost.
             self._selector.unregister(end)
+            end.close()
+            process.link = None
         else:
+            if process is not service.process:
+                return
             if service.name == SUPERVISOR and service.state is State.READY:
                 self._judge(service.number)
 
@@ -199,9 +280,11 @@ class Tree:
         return all(server.state is State.READY for server in self.servers)
 
     def _hand_over(self) -> None:
-        # Who just died takes nothing; its successor will.
+        # Who just died, or is about to end, takes nothing; its successor will.
         supervisor = self.member(SUPERVISOR)
-        if isinstance(supervisor, Service) and supervisor.link is not None:
+        if not isinstance(supervisor, Service) or supervisor.state is State.ENDING:
+            return
+        if supervisor.link is not None:
             for servant in self.servants:
                 with contextlib.suppress(OSError):
                     servant.hand_to(supervisor.link)
@@ -209,10 +292,38 @@ class Tree:
             with contextlib.suppress(OSError):
                 pair.join()
 
+    # ------------------------------------------------------------ rolling restarts
+
+    def _accept_order(self) -> None:
+        if self._orders is not None and (asker := self._orders.accept()) is not None:
+            self._selector.register(asker, selectors.EVENT_READ, lambda: self._hear_order(asker))
+
+    def _hear_order(self, asker: socket.socket) -> None:
+        self._selector.unregister(asker)
+        if self._orders is not None:
+            self._orders.hear(asker)
+
+    def _ordered(self, part: str, order: Order) -> None:
+        """Begin to restart a part, or all. The supervisor's servants come anew with it."""
+        if self._is_ending or not self._was_ready:
+            return order.end(f"the platform is {'ending' if self._is_ending else 'starting'}")
+        if self._rolling is not None:
+            return order.end("another restart is under way")
+        members: list[Member] = [s for s in self.services if part in (ALL, s.name)]
+        if part == ZYGOTES:
+            members += self._zygotes
+        elif part == PROVISIONER:
+            members += [s for s in self.servants if not s.is_zygote]
+        if not members:
+            return order.end(f"there is no {part} here")
+        self._rolling = Rolling(
+            members, self.servants, prepare=self.prepare, tell=order.tell, ended=order.end
+        )
+
     # ------------------------------------------------------------------ what died
 
     def _reap(self) -> None:
-        by_pid = {member.pid: member for member in self._members if member.is_alive}
+        by_pid = {p.pid: (member, p) for member in self._members for p in member.living}
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -221,19 +332,23 @@ class Tree:
             if pid == 0:
                 return
             if pid in by_pid:
-                self._died(by_pid[pid], status)
+                member, process = by_pid[pid]
+                self._unwatch(process)
+                if process is member.process:
+                    self._died(member, status)
+                elif process is member.standby:
+                    member.standby_died()
+                else:
+                    member.left(process)
 
     def _died(self, member: Member, status: int) -> None:
-        if isinstance(member, Service) and member.link is not None:
-            with contextlib.suppress(KeyError):
-                self._selector.unregister(member.link.socket)
         was_asked = member.state is State.ENDING
         member.died()
         if member.name == SUPERVISOR:
             self._doom_servants()
         if self._is_ending:
             member.gone()
-        elif was_asked:  # a doomed servant
+        elif was_asked:  # a doomed servant, or one that is restarted
             member.wait_to_start(0.0)
         elif _is_optional(member) and os.waitstatus_to_exitcode(status) == EXIT_UNUSABLE:
             self._do_without(member)
@@ -267,7 +382,7 @@ class Tree:
         """The environments of a dead supervisor end, and all that served it with them."""
         self._has_doomed = True
         for servant in self.servants:
-            if servant.is_alive and servant.supervisor_end is None:
+            if servant.is_with_supervisor:
                 servant.end(_grace_s(servant))
         # Their zygotes kill them, but a frozen one would not die before it is thawed.
         self._clear_environments()
@@ -311,7 +426,11 @@ class Tree:
             self.servers,
         ]
         self._stages = [list(stage) for stage in stages]
+        if self._rolling is not None:
+            self._rolling.give_up("the platform is ending")
+            self._rolling = None
         for member in self._members:
+            member.dismiss()
             if not member.is_alive:
                 member.gone()
         self._next_stage()
@@ -322,12 +441,14 @@ class Tree:
             for member in self._stages[0]:
                 if member.state in (State.STARTING, State.READY):
                     member.end(_grace_s(member))
-            if any(member.state is not State.GONE for member in self._stages[0]):
+            if not all(member.is_over for member in self._stages[0]):
                 return
             self._stages.pop(0)
 
     def _hurry(self) -> None:
         for member in self._members:
+            for process in member.leaving:
+                process.signal(signal.SIGKILL)
             if isinstance(member, Servant) and not member.is_zygote and member.is_alive:
                 member.end(_grace_s(member))  # killed, it would leave its networks behind
                 continue
@@ -337,7 +458,8 @@ class Tree:
     def _kill_everything(self) -> None:
         """Members, if the loop was left early; then whatever they left behind."""
         for member in self._members:
-            member.kill()
+            for process in member.living:
+                process.signal(signal.SIGKILL)
         deadline = time.monotonic() + _ORPHAN_GRACE_S
         while (left := processes.children() - self._strangers) and time.monotonic() < deadline:
             for pid in left:
@@ -351,7 +473,7 @@ class Tree:
     def _kill_orphans(self) -> None:
         """Environments that a killed zygote could not end. While their supervisor lives they
         serve on without a zygote; with it gone, nobody answers for them."""
-        ours = {member.pid for member in self._members if member.is_alive}
+        ours = {process.pid for member in self._members for process in member.living}
         for pid in processes.children() - self._strangers - ours:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)

@@ -28,6 +28,9 @@ from trivet.provisioner.wire import Message
 
 log = logging.getLogger("trivet.provisioner")
 
+# Nobody has asked for anything for so long: there is time to sweep.
+_QUIET_MS = 100
+
 
 @dataclass(slots=True)
 class Provisioner:
@@ -60,6 +63,12 @@ class Provisioner:
                 log.warning("network %d: %s", message.number, error)
             if message.kind == wire.PERMIT:
                 self._send(replace(message, kind=wire.PERMITTED))
+
+    def sweep(self) -> None:
+        try:
+            self.networks.sweep()
+        except OSError as error:
+            log.warning("networks that were released are still there: %s", error)
 
     def _prepare(self, message: Message) -> None:
         if message.kind == wire.KEEP:
@@ -142,7 +151,11 @@ def _serve(provisioner: Provisioner, parent: socket.socket, ended: int) -> None:
     try:
         provisioner.greet()
         while True:
-            ready = dict(poll.poll())
+            wait_ms = _QUIET_MS if provisioner.networks.is_to_be_swept else None
+            ready = dict(poll.poll(wait_ms))
+            if not ready:
+                provisioner.sweep()
+                continue
             if ended in ready or parent.fileno() in ready:
                 return
             data, beside, _, _ = commands.recvmsg(wire.SIZE + 1, socket.CMSG_SPACE(64))

@@ -19,8 +19,9 @@ from pathlib import Path
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from trivet.provisioner import kernel
+from trivet.provisioner import kernel, links
 from trivet.provisioner.firewall import Firewall
+from trivet.provisioner.links import Links
 from trivet.provisioner.spans import Span
 from trivet.provisioner.wire import NONE
 
@@ -29,18 +30,16 @@ _PART_PREFIX = 20
 _MOST_PERMITS = 1024  # of one network; DNS gave them, for names that the operator listed
 _MOST_ANNOUNCED = 4096  # rules in all
 
-_LOOPBACK = 1
 _INSIDE = "eth0"
-_OUR_SIDE = "02:54:52:56:00:00"
+_OURS = b"\x02\x54\x52"  # hardware addresses begin so, and end as the network's own does
+_OUR_SIDE = _OURS + b"\x56\0\0"
+_MOST_AT_ONCE = 64  # requests in one go, for a socket holds but so much of them
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 _IPV6 = Path("/proc/sys/net/ipv6/conf")
 
-# Of linux/rtnetlink.h and linux/neighbour.h.
+# Of linux/rtnetlink.h.
 _IPV4 = 2
 _BLACKHOLE = 6
-_SCOPE_LINK = 253
-_ONLINK = 4
-_PERMANENT = 0x80
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +60,25 @@ class Networks:
         """`name`: hexadecimal digits that no other platform on this machine has."""
         self._name = name
         self._prefix = f"tv{name[:8]}x"
-        self._metric = int(name[:8], 16) or 1  # tells the route that claims our part
+        # Tells the route that claims our part, and the group of devices that nobody needs.
+        self._metric = int(name[:8], 16) or 1
         self._range = network_range
         self._opened = opened
         self._egress = egress
         self._home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        self._links = IPRoute()
+        self._routes = IPRoute()
+        self._links = Links()
         self._firewall: Firewall | None = None
         self._part = network_range
         self._numbers: set[int] = set()
+        self._left: set[int] = set()  # released, and their devices perhaps not gone
         self._announced: dict[int, list[Span]] = {}  # rules of networks that are yet to come
 
     def begin(self, kept: list[Kept]) -> None:
         """End what a predecessor left, but for these."""
         devices = self._devices()
         alive = [one for one in kept if one.number in devices]
-        for number in devices.keys() - {one.number for one in alive}:
-            self._delete(devices[number])
+        self._delete(devices - {one.number for one in alive})
         if not alive:
             self._end_sharing()
             return
@@ -93,6 +94,8 @@ class Networks:
             return self._unconnected()
         if number in self._numbers:
             raise FileExistsError(errno.EEXIST, f"network {number} is in use")
+        if number in self._left:
+            self.sweep()
         firewall = self._sharing()
         address = self._address(number)
         self._numbers.add(number)
@@ -107,15 +110,25 @@ class Networks:
             raise
 
     def release(self, number: int) -> None:
-        """Nobody is in the network any more."""
+        """Nobody is in the network any more, and nothing of it passes. `sweep` ends it."""
         self._announced.pop(number, None)
         if number not in self._numbers:
             return
         self._numbers.remove(number)
-        device = self._found(self._device(number))
-        if device:
-            self._delete(device)
+        self._left.add(number)
         self._sharing().dismiss(self._address(number))
+
+    @property
+    def is_to_be_swept(self) -> bool:
+        return bool(self._left)
+
+    def sweep(self) -> None:
+        """End what was released: the kernel takes long, but for all of them as long as for one.
+
+        Most have gone with their namespace by the time that one asks.
+        """
+        left, self._left = self._left, set()
+        self._delete(left)
 
     def allow(self, number: int, span: Span) -> None:
         """Let a listed network reach another, on these ports; it may be made only then."""
@@ -134,11 +147,11 @@ class Networks:
 
     def end(self) -> None:
         """Leave nothing behind, of this and of its predecessors."""
-        for device in self._devices().values():
-            self._delete(device)
+        self._delete(self._devices())
         self._numbers.clear()
         self._end_sharing()
         self._links.close()
+        self._routes.close()
         os.close(self._home)
 
     # ------------------------------------------------------------------ what networks share
@@ -202,13 +215,13 @@ class Networks:
         raise OSError(errno.EADDRINUSE, f"all of {self._range} is in use on this machine")
 
     def _claim(self, command: str, part: ipaddress.IPv4Network) -> None:
-        self._links.route(command, dst=str(part), type="blackhole", priority=self._metric)
+        self._routes.route(command, dst=str(part), type="blackhole", priority=self._metric)
 
     def _taken(self) -> tuple[list[ipaddress.IPv4Network], list[ipaddress.IPv4Network]]:
         """Networks that this host has a route to or an address in; and those we claimed."""
         taken: list[ipaddress.IPv4Network] = []
         mine: list[ipaddress.IPv4Network] = []
-        for route in self._links.get_routes(family=_IPV4):
+        for route in self._routes.get_routes(family=_IPV4):
             destination = route.get_attr("RTA_DST")
             if destination is None:
                 continue  # the way to everything else
@@ -222,33 +235,36 @@ class Networks:
 
     def _unconnected(self) -> int:
         with kernel.new_network_namespace(self._home) as namespace:
-            inside = IPRoute()
-        with inside, _closing_on_error(namespace), _as_os_errors():
-            inside.link("set", index=_LOOPBACK, state="up")
+            inside = Links()
+        with _closing_on_error(namespace), contextlib.closing(inside):
+            inside.send(links.up(links.LOOPBACK))
         return namespace
 
     def _connected(self, number: int, address: bytes) -> int:
         """A namespace with the inner end of a pair of devices, all addresses set."""
-        name, text = self._device(number), str(ipaddress.IPv4Address(address))
-        gateway = str(self._part.network_address + 1)  # for the wire alone: no device has it
-        inner = "02:54:52:" + ":".join(f"{byte:02x}" for byte in address[1:])
+        name, inner = self._device(number), _OURS + address[1:]
+        gateway = (self._part.network_address + 1).packed  # for the wire alone: no device has it
         with kernel.new_network_namespace(self._home) as namespace:
-            inside = IPRoute()
+            inside = Links()
             _turn_ipv6_off("default")
-        with inside, _closing_on_error(namespace), _as_os_errors():
-            end = {"ifname": _INSIDE, "net_ns_fd": namespace, "address": inner}
-            self._links.link("add", ifname=name, kind="veth", address=_OUR_SIDE, peer=end)
+        with _closing_on_error(namespace), contextlib.closing(inside):
+            self._links.send(links.pair(name, _OUR_SIDE, _INSIDE, inner, namespace))
             _turn_ipv6_off(name)
-            device = self._found(name)
-            self._links.link("set", index=device, state="up")
-            self._links.route("add", dst=f"{text}/32", oif=device, scope=_SCOPE_LINK)
-            self._links.neigh("add", dst=text, lladdr=inner, ifindex=device, state=_PERMANENT)
-            inside.link("set", index=_LOOPBACK, state="up")
-            device = inside.link_lookup(ifname=_INSIDE)[0]
-            inside.link("set", index=device, state="up")
-            inside.addr("add", index=device, address=text, prefixlen=32)
-            inside.neigh("add", dst=gateway, lladdr=_OUR_SIDE, ifindex=device, state=_PERMANENT)
-            inside.route("add", dst="0.0.0.0/0", gateway=gateway, oif=device, flags=_ONLINK)
+            device = self._links.index(name)
+            self._links.send(
+                links.up(device),
+                links.route_to(address, device),
+                links.neighbour(device, address, inner),
+            )
+            device = inside.index(_INSIDE)
+            inside.send(
+                links.up(links.LOOPBACK),
+                links.up(device),
+                links.address(device, address),
+                links.neighbour(device, gateway, _OUR_SIDE),
+                links.default_route(gateway, device),
+            )
+            self._links.connect(name)
         return namespace
 
     def _address(self, number: int) -> bytes:
@@ -259,28 +275,25 @@ class Networks:
     def _device(self, number: int) -> str:
         return f"{self._prefix}{number}"
 
-    def _devices(self) -> dict[int, int]:
-        """The index of each device of ours, by its network's number."""
-        found = {}
+    def _devices(self) -> set[int]:
+        """The numbers of all networks that have a device here."""
+        found = set()
         with _as_os_errors():
-            for link in self._links.get_links():
+            for link in self._routes.get_links():
                 match = re.fullmatch(rf"{self._prefix}(\d+)", link.get_attr("IFLA_IFNAME") or "")
                 if match:
-                    found[int(match[1])] = link["index"]
+                    found.add(int(match[1]))
         return found
 
-    def _found(self, name: str) -> int:
-        with _as_os_errors():
-            found = self._links.link_lookup(ifname=name)
-        return int(found[0]) if found else 0
-
-    def _delete(self, device: int) -> None:
-        try:
-            with _as_os_errors():
-                self._links.link("del", index=device)
-        except OSError as error:
-            if error.errno != errno.ENODEV:  # it went with its namespace
-                raise
+    def _delete(self, numbers: set[int]) -> None:
+        """The devices of these networks, unless they went with their namespaces."""
+        if not numbers:
+            return
+        moves = [links.put_into_group(self._device(each), self._metric) for each in numbers]
+        for first in range(0, len(moves), _MOST_AT_ONCE):
+            some = moves[first : first + _MOST_AT_ONCE]
+            self._links.send(*some, suffering=(errno.ENODEV,))
+        self._links.send(links.delete_group(self._metric), suffering=(errno.ENODEV,))
 
 
 def _turn_ipv6_off(device: str) -> None:

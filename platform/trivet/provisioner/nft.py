@@ -6,11 +6,15 @@ numbers are those of linux/netfilter/nf_tables.h.
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+
+from trivet.provisioner import netlink
+from trivet.provisioner.netlink import attribute as _raw
+from trivet.provisioner.netlink import nest as _nest
+from trivet.provisioner.netlink import text as _name
 
 INET = 1  # the family of tables that see both IPv4 and IPv6
 
@@ -28,13 +32,8 @@ INTERVAL, MAP, TIMEOUT, CONCATENATED = 0x4, 0x8, 0x10, 0x80
 _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 10
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-_ERROR, _DONE = 2, 3
-_REQUEST, _ACK, _DUMP, _CREATE, _APPEND = 0x1, 0x4, 0x300, 0x400, 0x800
-_NESTED = 0x8000
 
-_HEADER = struct.Struct("=IHHII")
 _FAMILY = struct.Struct(">BBH")
-_ATTRIBUTE = struct.Struct("=HH")
 
 # A change: what to do, and the attributes that say to what.
 Change = tuple[int, bytes]
@@ -50,32 +49,29 @@ class Tables:
 
     def commit(self, *changes: Change) -> None:
         """Make all of these changes, or none. Raises OSError, with the first one's errno."""
-        batch = [self._message(_BATCH_BEGIN, _REQUEST, b"", 0, _SUBSYSTEM)]
+        batch = [self._message(_BATCH_BEGIN, netlink.REQUEST, b"", 0, _SUBSYSTEM)]
         for index, (kind, attributes) in enumerate(changes):
-            flags = _REQUEST
+            flags = netlink.REQUEST
             if kind in (NEW_TABLE, NEW_CHAIN, NEW_RULE, NEW_SET, NEW_ELEMENT):
-                flags |= _CREATE | (_APPEND if kind == NEW_RULE else 0)
+                flags |= netlink.CREATE | (netlink.APPEND if kind == NEW_RULE else 0)
             if index == len(changes) - 1:
-                flags |= _ACK
+                flags |= netlink.ACK
             batch.append(self._message(_SUBSYSTEM << 8 | kind, flags, attributes))
-        batch.append(self._message(_BATCH_END, _REQUEST, b"", 0, _SUBSYSTEM))
+        batch.append(self._message(_BATCH_END, netlink.REQUEST, b"", 0, _SUBSYSTEM))
         self._socket.send(b"".join(batch))
-        # The kernel answers before `send` returns.
-        results = [
-            struct.unpack_from("=i", body)[0] for kind, body in self._answers() if kind == _ERROR
-        ]
-        failures = [-result for result in results if result]
-        if failures:
+        if failures := netlink.failures(self._socket):
             raise OSError(failures[0], f"nf_tables: {os.strerror(failures[0])}")
 
     def chains(self) -> list[tuple[str, str]]:
         """All tables' names, each with a chain's name."""
-        request = self._message(_SUBSYSTEM << 8 | _GET_CHAIN, _REQUEST | _DUMP, b"")
-        self._socket.send(request)
+        flags = netlink.REQUEST | netlink.DUMP
+        self._socket.send(self._message(_SUBSYSTEM << 8 | _GET_CHAIN, flags, b""))
         found = []
-        for kind, body in self._answers(until_done=True):
+        for kind, body in netlink.answers(self._socket):
+            if kind in (netlink.DONE, netlink.ERROR):
+                break
             if kind == _SUBSYSTEM << 8 | NEW_CHAIN:
-                texts = dict(_attributes(body[_FAMILY.size :]))
+                texts = dict(netlink.attributes(body[_FAMILY.size :]))
                 found.append((_text(texts.get(1, b"")), _text(texts.get(3, b""))))
         return found
 
@@ -87,31 +83,7 @@ class Tables:
     ) -> bytes:
         self._sequence += 1
         body = _FAMILY.pack(family, 0, resource) + attributes
-        return _HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0) + body
-
-    def _answers(self, *, until_done: bool = False) -> Iterator[tuple[int, bytes]]:
-        while True:
-            try:
-                data = self._socket.recv(1 << 16, 0 if until_done else socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno == errno.ENOBUFS:
-                    continue
-                raise
-            while len(data) >= _HEADER.size:
-                size, kind, _, _, _ = _HEADER.unpack_from(data)
-                if kind == _DONE or (until_done and kind == _ERROR):
-                    return
-                yield kind, data[_HEADER.size : size]
-                data = data[(size + 3) & ~3 :]
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(data) >= _ATTRIBUTE.size:
-        size, kind = _ATTRIBUTE.unpack_from(data)
-        yield kind & 0x3FFF, data[_ATTRIBUTE.size : size]
-        data = data[max((size + 3) & ~3, _ATTRIBUTE.size) :]
+        return netlink.message(kind, flags, body, self._sequence)
 
 
 def _text(data: bytes) -> str:
@@ -119,19 +91,6 @@ def _text(data: bytes) -> str:
 
 
 # ------------------------------------------------------------------------------- attributes
-
-
-def _raw(kind: int, value: bytes) -> bytes:
-    padding = b"\0" * (-len(value) % 4)
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + padding
-
-
-def _nest(kind: int, *members: bytes) -> bytes:
-    return _raw(kind | _NESTED, b"".join(members))
-
-
-def _name(kind: int, value: str) -> bytes:
-    return _raw(kind, value.encode() + b"\0")
 
 
 def _number(kind: int, value: int) -> bytes:

@@ -14,10 +14,13 @@ import anyio.lowlevel
 import redis.asyncio
 import structlog
 
+from trivet.bus import failpoints
 from trivet.bus.consume import Intake
 from trivet.bus.dequeue import DurableIntake
+from trivet.bus.leases import Lease
 from trivet.bus.resp import RECONNECT_S, parse_address
 from trivet.control import Control
+from trivet.core.arns import Place
 from trivet.core.egress import parse
 from trivet.core.measures import Family
 from trivet.errors import Unavailable
@@ -37,6 +40,7 @@ from trivet.supervisor.deadlines import Deadlines
 from trivet.supervisor.dispatch import Dispatcher
 from trivet.supervisor.doors import Doors
 from trivet.supervisor.meter import Meter
+from trivet.supervisor.policies import Policies
 from trivet.supervisor.pool import Pool
 from trivet.supervisor.quarters import Premises
 from trivet.supervisor.rooms import Rooms
@@ -81,21 +85,33 @@ async def supervise(settings: Settings) -> None:
             freed=lambda: dispatcher.slot_freed(),
         )
         control.on_closed(lambda: _leave(pool))
-        dispatcher = Dispatcher(settings, pool, FunctionStore(durable), Deadlines(), tasks)
+        policies, place = Policies(), Place(settings.region, settings.account)
+        functions = FunctionStore(durable)
+        dispatcher = Dispatcher(settings, pool, functions, Deadlines(), policies, tasks)
         node, epoch = settings.node, f"{time.time_ns():x}"
         express = parse_address(settings.express_address)
         intake = Intake(express, node=node, epoch=epoch, taker=dispatcher)
+        lease = Lease(express, node=node, epoch=epoch, on_lapse=lambda: _fence(durable_intake))
         durable_intake = DurableIntake(
             parse_address(settings.durable_address),
             node=node,
             epoch=epoch,
+            place=place,
             taker=dispatcher,
             set_flag=intake.set_durable_flag,
+            dead_among=lease.dead_among,
+            ledger_bytes=settings.ledger_mb * 2**20,
         )
         intake.on_durable_ring = durable_intake.rung
-        meter = Meter(durable_intake.meter)
+        meter = Meter(durable_intake.meter, lambda: durable_intake.is_ready)
         dispatcher.settlement = Settlement(
-            intake, durable_intake, meter, is_strict=settings.metering == "strict"
+            intake,
+            durable_intake,
+            meter,
+            policies,
+            place,
+            waits_ms=settings.retry_waits_ms,
+            is_strict=settings.metering == "strict",
         )
 
         def leave_idle() -> None:
@@ -132,6 +148,7 @@ async def supervise(settings: Settings) -> None:
         days, mb = settings.log_days, settings.log_mb
         tasks.start_soon(lambda: keep_swept(settings.logs_path, most_days=days, most_mb=mb))
         tasks.start_soon(dispatcher.sweep, leave_idle)
+        tasks.start_soon(lease.run)
         tasks.start_soon(durable_intake.run)
         tasks.start_soon(lambda: intake.run(started=connected))
         await stop.wait()
@@ -165,6 +182,12 @@ async def _roles(durable: redis.asyncio.Redis) -> Roles:
             await anyio.sleep(RECONNECT_S)
 
 
+def _fence(durable: DurableIntake) -> None:
+    """Others may run by now what was taken here: end it, if there are any others."""
+    if durable.has_peers:
+        os._exit(1)  # the launcher starts a new epoch
+
+
 def _leave(pool: Pool) -> None:
     """The launcher is gone, so the zygotes end all environments, which those that are frozen
     cannot follow. Nobody else is left to thaw them."""
@@ -185,6 +208,7 @@ def _flush_soon(loop: asyncio.AbstractEventLoop, writer: LogWriter) -> None:
 def main() -> None:
     configure_logging("supervisor")
     settings = inherited_settings()
+    failpoints.arm(settings.failpoints, settings.run_path)
     # Three descriptors an environment: the usual soft limit of 1,024 would be reached early.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

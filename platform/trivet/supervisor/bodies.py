@@ -144,23 +144,29 @@ class Body:
         assert self._tenant is not None
         assert self._version is not None
         assert self._quarters is not None
-        self._quarters.open_door(self._version)
         if self._runtime_door >= 0:
             listener = socket.socket(fileno=self._runtime_door)
             self._runtime_door = -1
             self._runtime_api = RuntimeApi(listener, self._tenant.received)
         if self._is_forked:
             self._tenant.embodied()
-            return
+        else:
+            self._fill()
+        # While it begins: whoever comes to the door that early waits in its queue.
+        self._quarters.open_door(self._version)
+
+    def _fill(self) -> None:
+        """Move the code into a cell, and bound it by what the function was given."""
+        assert self._version is not None
+        assert self._quarters is not None
+        for each in self._take_tree():
+            self.zygote.fill(self.number, each)
         try:
             self._quarters.limit(self._version)
         except OSError as error:
             log.error("environment.homeless", runtime=self.zygote.runtime, error=str(error))
             self.is_refused = True
             self.kill()
-            return
-        for each in self._take_tree():
-            self.zygote.fill(self.number, each)
 
     # ------------------------------------------------------------------ told by the zygote
 

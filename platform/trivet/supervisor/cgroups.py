@@ -46,6 +46,8 @@ class Cgroup(ABC):
     _thawed: bytes
     _peak_file: str
     _oom_file: str
+    # What is read or written while somebody waits, and is therefore opened before.
+    _hot_files: tuple[tuple[str, str], ...]
     # memory.stat's words for file cache on both its lists, the files and shared memory that
     # some process has mapped, and shared memory.
     _stat_names: tuple[str, str, str, str]
@@ -56,6 +58,7 @@ class Cgroup(ABC):
         self._open: dict[str, int] = {}
         self._memory_mb = 0
         self._owes_quota = False
+        self._is_limited = False
         self._is_frozen = False
         self._peak_bytes = 0
         self._cache_bytes = 0
@@ -66,11 +69,21 @@ class Cgroup(ABC):
 
     # ------------------------------------------------------------------------- limits
 
+    def prepare(self) -> None:
+        """Set what is the same for all, and open what is needed later in a hurry."""
+        self._write_all(self._common())
+        for controller, file in self._hot_files:
+            with contextlib.suppress(FileNotFoundError):  # not every kernel has them all
+                self._file(controller, file)
+
     def limit(
         self, memory_mb: int, *, extra_mb: int = 0, cpu: Cpu, most_processes: int = 1024
     ) -> None:
         """Limit memory, swap included, to both sizes; processes; and the share of CPU, which is
         by `memory_mb`. No quota yet: what initialises is not throttled."""
+        if self._is_limited:
+            self._write_all(self._unlimited())
+        self._is_limited = True
         self._memory_mb = memory_mb
         self._owes_quota = cpu == "quota"
         self._write_all(self._limits((memory_mb + extra_mb) * _MB, memory_mb, most_processes))
@@ -161,6 +174,13 @@ class Cgroup(ABC):
     # ------------------------------------------------------------------------- shared
 
     @abstractmethod
+    def _common(self) -> tuple[Write, ...]: ...
+
+    @abstractmethod
+    def _unlimited(self) -> tuple[Write, ...]:
+        """What `_limits` and `_quota` set and a new one does not have, undone."""
+
+    @abstractmethod
     def _limits(self, memory_bytes: int, memory_mb: int, processes: int) -> tuple[Write, ...]: ...
 
     @abstractmethod
@@ -203,19 +223,32 @@ class _Version1(Cgroup):
     _freeze_file, _frozen, _thawed = "freezer.state", b"FROZEN", b"THAWED"
     _peak_file = "memory.max_usage_in_bytes"
     _oom_file = "memory.oom_control"
+    _hot_files = (
+        ("freezer", "freezer.state"),
+        ("memory", "memory.max_usage_in_bytes"),
+        ("memory", "memory.usage_in_bytes"),
+        ("memory", "memory.failcnt"),
+        ("memory", "memory.stat"),
+        ("memory", "memory.oom_control"),
+    )
     _stat_names = ("total_active_file", "total_inactive_file", "total_mapped_file", "total_shmem")
 
-    def _limits(self, memory_bytes: int, memory_mb: int, processes: int) -> tuple[Write, ...]:
-        with_swap = "memory.memsw.limit_in_bytes"
+    def _common(self) -> tuple[Write, ...]:
+        return (Write("memory", "memory.swappiness", 0, is_optional=True),)
+
+    def _unlimited(self) -> tuple[Write, ...]:
         return (
             # It may never be less than the other, so it steps aside first.
-            Write("memory", with_swap, -1, is_optional=True),
+            Write("memory", "memory.memsw.limit_in_bytes", -1, is_optional=True),
+            Write("cpu", "cpu.cfs_quota_us", -1),
+        )
+
+    def _limits(self, memory_bytes: int, memory_mb: int, processes: int) -> tuple[Write, ...]:
+        return (
             Write("memory", "memory.limit_in_bytes", memory_bytes),
-            Write("memory", with_swap, memory_bytes, is_optional=True),
-            Write("memory", "memory.swappiness", 0, is_optional=True),
+            Write("memory", "memory.memsw.limit_in_bytes", memory_bytes, is_optional=True),
             Write("pids", "pids.max", processes),
             Write("cpu", "cpu.shares", max(2, 1024 * memory_mb // _MB_PER_CPU)),
-            Write("cpu", "cpu.cfs_quota_us", -1),
         )
 
     def _quota(self, quota_us: int) -> tuple[Write, ...]:
@@ -237,21 +270,34 @@ class _Version2(Cgroup):
     _freeze_file, _frozen, _thawed = "cgroup.freeze", b"1", b"0"
     _peak_file = "memory.peak"
     _oom_file = "memory.events"
+    _hot_files = (
+        ("freezer", "cgroup.freeze"),
+        ("memory", "memory.peak"),
+        ("memory", "memory.current"),
+        ("memory", "memory.stat"),
+        ("memory", "memory.events"),
+    )
     _stat_names = ("active_file", "inactive_file", "file_mapped", "shmem")
 
     def __init__(self, name: str, folders: Mapping[str, str]) -> None:
         super().__init__(name, folders)
         self._seen_bytes = 0  # of a peak that cannot be reset
 
-    def _limits(self, memory_bytes: int, memory_mb: int, processes: int) -> tuple[Write, ...]:
+    def _common(self) -> tuple[Write, ...]:
         return (
-            Write("memory", "memory.max", memory_bytes),
             Write("memory", "memory.swap.max", 0, is_optional=True),
             # Whichever process of it is chosen, all die: none goes on without the others.
             Write("memory", "memory.oom.group", 1, is_optional=True),
+        )
+
+    def _unlimited(self) -> tuple[Write, ...]:
+        return (Write("cpu", "cpu.max", f"max {_PERIOD_US}"),)
+
+    def _limits(self, memory_bytes: int, memory_mb: int, processes: int) -> tuple[Write, ...]:
+        return (
+            Write("memory", "memory.max", memory_bytes),
             Write("pids", "pids.max", processes),
             Write("cpu", "cpu.weight", min(10_000, max(1, 100 * memory_mb // _MB_PER_CPU))),
-            Write("cpu", "cpu.max", f"max {_PERIOD_US}"),
         )
 
     def _quota(self, quota_us: int) -> tuple[Write, ...]:
@@ -302,7 +348,10 @@ class CgroupTree:
         return f"<CgroupTree v{self.version} {self._paths['memory']}>"
 
     def make(self, name: str) -> Cgroup:
-        """Empty and without limits, in all hierarchies or in none. Blocks; raises OSError."""
+        """Empty and without a limit of memory, in all hierarchies or in none.
+
+        Blocks; raises OSError.
+        """
         cgroup = self._kind(name, {c: f"{base}/{name}" for c, base in self._paths.items()})
         # One that is left over has limits, counters and perhaps processes: never use it again.
         if not cgroup.remove():
@@ -310,6 +359,7 @@ class CgroupTree:
         try:
             for base in dict.fromkeys(self._paths.values()):
                 os.mkdir(f"{base}/{name}", 0o755)
+            cgroup.prepare()
         except OSError:
             cgroup.remove()
             raise

@@ -17,6 +17,7 @@ from trivet.settings import Settings
 from trivet.store.functions import FunctionStore
 from trivet.supervisor.deadlines import Deadlines
 from trivet.supervisor.fleet import Fleet
+from trivet.supervisor.policies import Policies
 from trivet.supervisor.pool import Pool
 from trivet.supervisor.settlement import Settlement
 
@@ -37,9 +38,11 @@ class Dispatcher:
         pool: Pool,
         store: FunctionStore,
         deadlines: Deadlines,
+        policies: Policies,
         tasks: anyio.abc.TaskGroup,
     ) -> None:
         self._settings = settings
+        self._policies = policies
         self._pool = pool
         self._store = store
         self._deadlines = deadlines
@@ -60,6 +63,8 @@ class Dispatcher:
     # ------------------------------------------------------------- the lanes' Taker
 
     def room(self, function: str) -> int:
+        if self.settlement.is_behind:
+            return 0
         fleets = self._by_function.get(function)
         if not fleets:
             # Unknown here: take as many as could start, and learn its version from the first.
@@ -83,7 +88,7 @@ class Dispatcher:
             fleet = self._fleet_of(delivery)
             if fleet is None:
                 self._load((delivery.function, delivery.version_key), delivery)
-            else:
+            elif not self.settlement.refused(delivery):
                 fleet.queue.append(delivery)
                 touched.add(fleet)
         for fleet in touched:
@@ -108,6 +113,9 @@ class Dispatcher:
         room = max(0, demand.idle + demand.starting + free - demand.waiting)
         if room == 0:
             self._is_starved = True
+        most = self._policies.most_at_once(function)
+        if most:  # with none allowed, events are taken to be ended
+            room = min(room, max(0, most - demand.busy - demand.waiting))
         return room
 
     def is_idle(self, function: str) -> bool:
@@ -162,9 +170,11 @@ class Dispatcher:
                     self.settlement.failed(delivery, message)
             self._rested(function)
             return
+        if current is not None:
+            self._policies.note(current)
         is_current = current is not None and current.latest.key == version.key
         fleet = self._fleet(version, is_current=is_current)
-        fleet.queue.extend(waiting)
+        fleet.queue.extend(d for d in waiting if not self.settlement.refused(d))
         self._assign(fleet)
         self.settlement.read(function)
 
@@ -270,6 +280,8 @@ class Dispatcher:
             # Not urgent: the next event brings the new version's key along.
             log.warning("function.unreadable", function=function, error=str(error))
             return
+        if current is not None:
+            self._policies.note(current)
         for fleet in list(self._by_function.get(function, [])):
             if current is not None and fleet.version.key == current.latest.key:
                 self._make_current(fleet)
@@ -297,6 +309,7 @@ class Dispatcher:
                     self._by_function[key[0]].remove(fleet)
                     if not self._by_function[key[0]]:
                         del self._by_function[key[0]]
+                        self._policies.forget(key[0])
             left()
 
     @property

@@ -67,6 +67,7 @@ class Pool:
         self._living: set[Environment] = set()
         self._emptied: anyio.Event | None = None  # set once nothing lives any more
         self.starting = 0
+        self._is_ending = False
         self.counters = Counters()
         self._frost = Frost(settings.freeze_after_ms / 1000)
         self._spares = Spares(settings.spares, asyncio.get_running_loop(), self._make_spare)
@@ -162,6 +163,8 @@ class Pool:
 
     def _refill(self, runtime: str) -> None:
         cells = self._cells[runtime]
+        if self._is_ending:
+            return
         while len(cells) < self._settings.cells and self.zygotes[runtime].ready.is_set():
             try:
                 cells.append(self._new_body(runtime, None, None))
@@ -185,6 +188,8 @@ class Pool:
         """None when the host has something better to do with the place, or with the time."""
         zygote = self.zygotes[self._zygote_name(version.runtime)]
         held = len(self._living) + len(self._spares)
+        if self._is_ending:
+            return None
         if self.starting or held >= self._settings.max_environments or not zygote.is_up:
             return None
         try:
@@ -223,6 +228,11 @@ class Pool:
             log.warning("cell.ended", runtime=body.zygote.runtime)
 
     def kill_all(self) -> None:
+        """End everything; nothing is kept ready any more."""
+        self._is_ending = True
+        # By its environment where a body has one: else it might be frozen while it dies.
+        for environment in list(self._living):
+            environment.kill()
         for body in list(self._bodies):
             body.kill()
 

@@ -8,12 +8,16 @@ import { Channel, INIT, INIT_FAILED, INITIALISED } from "./channel.mjs";
 import { UnhandledPromiseRejection, toPayload } from "./faults.mjs";
 import { load } from "./handlers.mjs";
 import { logError, patchConsole } from "./log.mjs";
+import { rehearse } from "./rehearsal.mjs";
 import { Runtime } from "./runtime.mjs";
 
 // The statuses with which AWS's runtime ends after an error that nobody caught.
 const UNHANDLED_REJECTION = 128;
 const UNCAUGHT_EXCEPTION = 129;
 const FAILURE = 1;
+
+patchConsole();
+await rehearse();
 
 const channel = new Channel();
 const first = channel.receive();
@@ -22,7 +26,6 @@ if (first.kind !== INIT) {
 }
 const order = JSON.parse(first.body.toString());
 takeOver(order);
-patchConsole();
 
 // Who answers for an error that nobody caught: initialisation first, then each invocation.
 let fail = (error) => channel.send(INIT_FAILED, first.attempt, toPayload(error));

@@ -92,6 +92,13 @@ export function parseEvent(body) {
   };
 }
 
+// The body of an event without an ARN, a trace or a client context.
+export function packEvent({ requestId, payload }) {
+  const head = Buffer.alloc(EVENT_HEAD_BYTES);
+  head.writeUInt16LE(requestId.length, 8);
+  return Buffer.concat([head, Buffer.from(requestId + payload)]);
+}
+
 function attempting(operation) {
   try {
     return operation();

@@ -38,7 +38,10 @@ MEMBERS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "CapacityProviderConfig": (_is_empty, "Capacity providers"),
     "CodeSigningConfigArn": (_is_empty, "Code signing"),
-    "DeadLetterConfig": (_is_none_of("TargetArn"), "Dead-letter queues"),
+    "DeadLetterConfig": (
+        _is_none_of("TargetArn"),
+        "Dead-letter queues. Set an on-failure destination",
+    ),
     "DurableConfig": (_is_empty, "Durable functions"),
     "FileSystemConfigs": (_is_empty, "File systems"),
     "ImageConfig": (_is_none_of("EntryPoint", "Command", "WorkingDirectory"), _IMAGES),
@@ -66,23 +69,24 @@ def refuse_absent(params: Mapping[str, Any], name: str) -> None:
         if member in MEMBERS:
             asks_for_nothing, what = MEMBERS[member]
             if not asks_for_nothing(value):
-                raise _absent(what, member)
+                raise absent(what, member)
     _refuse_logging(params.get("LoggingConfig", {}), name)
 
 
 def _refuse_logging(logging: Mapping[str, Any], name: str) -> None:
     if logging.get("LogFormat", "Text") != "Text":
-        raise _absent("Logs in JSON", "LoggingConfig.LogFormat")
+        raise absent("Logs in JSON", "LoggingConfig.LogFormat")
     for member in ("ApplicationLogLevel", "SystemLogLevel"):
         if member in logging:
-            raise _absent("Log levels", f"LoggingConfig.{member}")
+            raise absent("Log levels", f"LoggingConfig.{member}")
     if logging.get("LogGroup", log_group(name)) != log_group(name):
-        raise _absent("A log group of another name", "LoggingConfig.LogGroup")
+        raise absent("A log group of another name", "LoggingConfig.LogGroup")
 
 
 def log_group(name: str) -> str:
     return f"/aws/lambda/{name}"
 
 
-def _absent(what: str, member: str) -> NotImplementedHere:
+def absent(what: str, member: str) -> NotImplementedHere:
+    """The refusal of `member`, which asks for `what`."""
     return NotImplementedHere(f"Trivet does not have this yet: {what}. Leave {member} out.")

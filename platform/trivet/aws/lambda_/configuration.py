@@ -56,7 +56,7 @@ def configuration(
         "CodeSha256": base64.b64encode(bytes.fromhex(latest.code_sha256)).decode(),
         "Version": latest.version,
         "TracingConfig": {"Mode": "PassThrough"},
-        "RevisionId": function.revision_id,
+        "RevisionId": function.revision,
         "PackageType": "Zip",
         "Architectures": [ARCHITECTURE],
         "EphemeralStorage": {"Size": latest.ephemeral_mb},

@@ -14,7 +14,7 @@ import anyio.to_thread
 
 from trivet.aws.services import Caller, Operation, Services
 from trivet.core.arns import LATEST
-from trivet.core.functions import Function, FunctionVersion, changed, tagged
+from trivet.core.functions import Function, FunctionVersion, changed, rewritten, tagged
 from trivet.errors import CallerError, Conflict, PreconditionFailed
 from trivet.store.functions import STALE_REVISION
 
@@ -72,6 +72,9 @@ async def get_function(
     }
     if function.tags:
         answer["Tags"] = dict(function.tags)
+    if function.reserved_concurrency is not None:
+        reserved = {"ReservedConcurrentExecutions": function.reserved_concurrency}
+        answer["Concurrency"] = reserved
     return answer
 
 
@@ -196,6 +199,11 @@ def revised(function: Function) -> Function:
     return replace(function, revision_id=str(uuid.uuid4()))
 
 
+def unrevised(function: Function) -> Function:
+    """As it is after a change that AWS gives no revision: of what is kept beside the function."""
+    return rewritten(function, str(uuid.uuid4()))
+
+
 def _check_settings(services: Services, params: Mapping[str, Any], name: str) -> None:
     refuse_absent(params, name)
     check_sizes(params)
@@ -229,7 +237,7 @@ def _with_settings(function: Function, params: Mapping[str, Any]) -> Function:
 
 
 def _check_revision(function: Function, params: Mapping[str, Any]) -> None:
-    if params.get("RevisionId", function.revision_id) != function.revision_id:
+    if params.get("RevisionId", function.revision) != function.revision:
         raise PreconditionFailed(STALE_REVISION)
 
 

@@ -11,9 +11,12 @@ from typing import Any, NoReturn
 
 import orjson
 
+from trivet.aws.refusals import Refused
 from trivet.aws.services import Caller, Operation, Services
 from trivet.core.arns import LATEST
+from trivet.core.functions import Function
 from trivet.core.invocations import Event
+from trivet.core.lineage import MOST_PASSES, TERMINATE, extended, is_trace, passes
 from trivet.errors import (
     CallerError,
     InvalidRequestContent,
@@ -48,7 +51,10 @@ async def invoke(services: Services, params: dict[str, Any], caller: Caller) -> 
         client_context=client_context,
         wants_log_tail=params.get("LogType") == "Tail",
         invoked_arn=wanted.arn,
+        trace_id=_trace(caller, function),
     )
+    if kind != "Event":
+        _refuse_loop(event, function)
     if kind == "Event":
         await services.publisher.publish(event)
         return {"StatusCode": 202}
@@ -63,6 +69,24 @@ async def invoke(services: Services, params: dict[str, Any], caller: Caller) -> 
     if event.wants_log_tail:
         answer["LogResult"] = base64.b64encode(reply.log_tail).decode()
     return answer
+
+
+def _trace(caller: Caller, function: Function) -> str:
+    """The caller's trace; a function's call is written into its lineage."""
+    trace = caller.trace if is_trace(caller.trace) else ""
+    return trace if caller.session is None else extended(trace, function.name)
+
+
+def _refuse_loop(event: Event, function: Function) -> None:
+    """Raise where the function calls itself over and over. Events are stopped where they end."""
+    if not event.trace_id or function.recursive_loop != TERMINATE:
+        return
+    if passes(event.trace_id, function.name) >= MOST_PASSES:
+        raise Refused(
+            "RecursiveInvocationException",
+            "Lambda has detected your function being invoked in a recursive loop with other "
+            "Amazon Web Services resources and stopped your function's invocation.",
+        )
 
 
 def _refuse_absent(params: Mapping[str, Any]) -> None:

@@ -66,7 +66,7 @@ async def get_policy(services: Services, params: dict[str, Any], caller: Caller)
     function = await _policied(services, named(services, params, "GetPolicy"))
     if not function.policy:
         raise FunctionNotFound("The resource you requested does not exist.")
-    return {"Policy": document(function.policy.values()), "RevisionId": function.revision_id}
+    return {"Policy": document(function.policy.values()), "RevisionId": function.revision}
 
 
 async def remove_permission(
@@ -153,7 +153,7 @@ def _conditions(params: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def _check_revision(function: Function, params: Mapping[str, Any], words: str) -> None:
-    if params.get("RevisionId", function.revision_id) != function.revision_id:
+    if params.get("RevisionId", function.revision) != function.revision:
         raise PreconditionFailed(words)
 
 

@@ -17,14 +17,6 @@ async def get_function_code_signing_config(
     return {}
 
 
-async def get_function_concurrency(
-    services: Services, params: dict[str, Any], caller: Caller
-) -> dict[str, Any]:
-    await found(services, named(services, params, "GetFunctionConcurrency"))
-    return {}
-
-
 OPERATIONS: Mapping[str, Operation] = {
     "GetFunctionCodeSigningConfig": get_function_code_signing_config,
-    "GetFunctionConcurrency": get_function_concurrency,
 }

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 from trivet.aws.services import Operation
 
-from . import bills, events, triggers
+from . import bills, events, ledger, triggers
 
 OPERATIONS: Mapping[str, Operation] = {
     **bills.OPERATIONS,
     **events.OPERATIONS,
+    **ledger.OPERATIONS,
     **triggers.OPERATIONS,
 }
