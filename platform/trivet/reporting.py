@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import suppress
+from typing import TextIO, cast
 
 import structlog
 
@@ -26,7 +28,20 @@ def configure_logging(service: str) -> None:
             else structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Lossy())),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(service=service)
+
+
+class _Lossy:
+    """The process's stderr, a whole line at a time. On a disk that is full a line is lost, and not
+    the service that wanted to write it."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            os.write(sys.stderr.fileno(), text.encode(errors="replace"))
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is held back."""

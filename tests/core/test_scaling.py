@@ -1,7 +1,8 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trivet.core.scaling import MOST_READ_AHEAD, Demand, room, starts
+from trivet.core.scaling import MOST_READ_AHEAD, Demand, room, starts, strict_room
 
 counts = st.integers(0, 200)
 durations = st.none() | st.floats(0.01, 1_000_000)
@@ -75,3 +76,21 @@ def test_room_is_bounded_by_what_can_run_and_the_read_ahead(
 ) -> None:
     most = demand.idle + demand.starting + free_slots + MOST_READ_AHEAD
     assert 0 <= room(demand, free_slots=free_slots) <= most
+
+
+@pytest.mark.parametrize(
+    ("demand", "backlog", "room"),
+    [
+        (Demand(waiting=0, idle=1, busy=0, starting=0, run_ms=1, cold_start_ms=20), 0, 1),
+        (Demand(waiting=0, idle=0, busy=1, starting=0, run_ms=1, cold_start_ms=20), 0, 0),
+        (Demand(waiting=1, idle=0, busy=1, starting=1, run_ms=1, cold_start_ms=20), 0, 0),
+        # Behind a function that runs for long another environment pays for a single event.
+        (Demand(waiting=0, idle=0, busy=1, starting=0, run_ms=900, cold_start_ms=20), 0, 1),
+        # And behind a short one for a long backlog.
+        (Demand(waiting=0, idle=0, busy=1, starting=0, run_ms=1, cold_start_ms=20), 24, 4),
+    ],
+)
+def test_nothing_is_taken_that_no_environment_is_worth(
+    demand: Demand, backlog: int, room: int
+) -> None:
+    assert strict_room(demand, free_slots=8, backlog=backlog) == room

@@ -197,3 +197,14 @@ def test_what_is_unbilled_after_a_kill_was_answered_in_the_last_window(
     while month_requests(running, function) < len(answered_at) - late:
         assert time.monotonic() < ends
     assert before >= 200
+
+
+def test_an_idle_environment_of_another_function_gives_way_to_events(
+    start_platform: Callable[..., Running], request: pytest.FixtureRequest
+) -> None:
+    running = start_platform(TRIVET_MAX_ENVIRONMENTS="1")
+    deploy = deployer(running, request)
+    holder, waiting = deploy(MARK), deploy(MARK)
+    holder.call(1)  # its environment stays, warm and idle
+    accept(waiting, 2)
+    await_ran(running, waiting, {"2"})

@@ -183,7 +183,8 @@ def serve(name: str, behaviour: str) -> NoReturn:
                 continue
             zygotes.append(link)
             report(name, "zygote", runtime=who.removeprefix("zygote "))
-            link.send(b"spawn")
+            with contextlib.suppress(OSError):  # a zygote that just died
+                link.send(b"spawn")
             if behaviour == "falling" and len(zygotes) == 2:
                 say_ready(wire.ISOLATION_SECCOMP | wire.ISOLATION_LANDLOCK)
 

@@ -36,7 +36,7 @@ class Holder:
         self.capacity = room
         self.held: list[frames.Delivery] = []
 
-    def durable_room(self, function: str) -> int:
+    def durable_room(self, function: str, backlog: int) -> int:
         return self.capacity - len(self.held)
 
     def take(self, deliveries: list[frames.Delivery]) -> None:

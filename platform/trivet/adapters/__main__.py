@@ -25,6 +25,7 @@ from trivet.ports import Host
 from trivet.reporting import configure_logging
 from trivet.settings import Settings, inherited_settings
 from trivet.store.functions import FunctionStore
+from trivet.store.headroom import Headroom
 from trivet.store.triggers import TriggerStore
 
 log = structlog.get_logger()
@@ -41,10 +42,12 @@ async def serve_adapters(settings: Settings) -> None:
     async def exists(name: str) -> bool:
         return await functions.fetch(name) is not None
 
+    headroom = Headroom(durable, settings)
     publisher = DurablePublisher(
         parse_address(settings.durable_address),
         parse_address(settings.express_address),
         exists=exists,
+        full=headroom.full,
     )
     triggers = FollowedTriggers(store)
     host = AdapterHost(
@@ -55,6 +58,7 @@ async def serve_adapters(settings: Settings) -> None:
     )
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(publisher.run)
+        tasks.start_soon(headroom.run)
         tasks.start_soon(triggers.run)
         for source in entry_points(group=GROUP):
             tasks.start_soon(_run_source, source.name, source.load(), host)

@@ -51,8 +51,9 @@ async def _none_of(nodes: Sequence[str]) -> Sequence[str]:
 class Taker(Protocol):
     """Who runs the events: the dispatcher."""
 
-    def durable_room(self, function: str) -> int:
-        """How many more events of `function` can be run right now."""
+    def durable_room(self, function: str, backlog: int) -> int:
+        """How many more events of `function` can be run right now, of the `backlog` that waited
+        when somebody looked last."""
         ...
 
     def take(self, deliveries: list[frames.Delivery]) -> None: ...
@@ -95,6 +96,7 @@ class DurableIntake:
         self._is_draining = False
         # Entries that are here: a server that came back from its disk may offer them again.
         self._held: set[tuple[str, bytes]] = set()
+        self._backlogs: dict[str, int] = {}  # unread events, by the last look and what came since
         self._commits = Commits()
         self._succession = Succession(
             node,
@@ -247,9 +249,10 @@ class DurableIntake:
         return keys.durable_stream(function)
 
     def room(self, function: str) -> int:
-        return self._taker.durable_room(function)
+        return self._taker.durable_room(function, self._backlogs.get(function, 0))
 
     def taken(self, function: str, entries: list[Any]) -> None:
+        self._backlogs[function] = max(0, self._backlogs.get(function, 0) - len(entries))
         self._take(function, entries, {})
 
     def _take(self, function: str, entries: list[Any], aborted: dict[bytes, int]) -> None:
@@ -376,7 +379,10 @@ class DurableIntake:
                     outbox.noted(function)
                 await self._succession.claim_strays(out, function, dead)
                 if await self._has_unread(out, function):
+                    self._backlogs[function] = await out.call("XLEN", keys.durable_stream(function))
                     self.rung(function)
+                else:
+                    self._backlogs.pop(function, None)
                 found = await out.call("ZRANGE", keys.delayed(function), 0, 0, "WITHSCORES")
                 if found:
                     delays.parked(function, float(found[1]))

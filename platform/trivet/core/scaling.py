@@ -5,7 +5,7 @@ Pure: looks at numbers, returns numbers. The pool carries them out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Before anything is known of a version: a start is assumed to be dear, a run cheap enough that a
 # handful of waiting events does not start a handful of environments.
@@ -53,3 +53,13 @@ def room(demand: Demand, *, free_slots: int) -> int:
     if demand.busy and demand.run_ms is not None and demand.run_ms <= SHORT_RUN_MS:
         ahead = min(READ_AHEAD_PER_ENVIRONMENT * demand.busy, MOST_READ_AHEAD)
     return max(0, can_run + ahead - demand.waiting)
+
+
+def strict_room(demand: Demand, *, free_slots: int, backlog: int) -> int:
+    """How many more events to take where nothing may be read ahead: one for each environment that
+    is idle or starting, and one for each that is worth starting for what waits on the stream.
+
+    `backlog`: how many events that was when somebody looked last.
+    """
+    worth = starts(replace(demand, waiting=max(1, backlog)), free_slots=free_slots)
+    return max(0, demand.idle + demand.starting + worth - demand.waiting)

@@ -36,7 +36,6 @@ from trivet.core.measures import Family
 from trivet.core.resolvers import parse_resolvers
 from trivet.gateway.admission import Admission
 from trivet.gateway.durability import await_durable
-from trivet.gateway.headroom import Headroom
 from trivet.gateway.inside import Inside
 from trivet.gateway.listener import serve
 from trivet.gateway.metrics import Publishing, publishing
@@ -51,6 +50,7 @@ from trivet.store.apis import ApiStore
 from trivet.store.bills import BillStore
 from trivet.store.blobs import Blobs
 from trivet.store.functions import FunctionStore
+from trivet.store.headroom import Headroom
 from trivet.store.ledgers import LedgerStore
 from trivet.store.logs import LogReader
 from trivet.store.roles import RoleStore
@@ -113,11 +113,7 @@ async def serve_gateway(settings: Settings) -> None:
     async def exists(name: str) -> bool:
         return (functions.cached(name) or await functions.get(name)) is not None
 
-    headroom = Headroom(
-        durable,
-        None if settings.durable_url else settings.data_path,
-        reserve_bytes=settings.disk_reserve_mb * 2**20,
-    )
+    headroom = Headroom(durable, settings)
     publisher = DurablePublisher(
         parse_address(settings.durable_address),
         parse_address(settings.express_address),

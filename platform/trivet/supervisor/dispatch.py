@@ -54,6 +54,8 @@ class Dispatcher:
         self._loading: dict[tuple[str, str], list[frames.Delivery]] = {}
         self._finished: anyio.Event | None = None  # set once nothing runs or waits any more
         self._is_starved = False  # some fleet wants a slot and has none
+        # Functions without a fleet whose events are not read for want of a slot, and since when.
+        self._unserved: dict[str, float] = {}
         # Given by the composition root, since lanes and dispatcher need each other.
         self.settlement: Settlement
 
@@ -71,7 +73,7 @@ class Dispatcher:
             return max(1, min(self._pool.free_slots, 4)) if not self._is_loading(function) else 0
         demand = fleets[-1].demand(loading=self._count_loading(function))
         free = self._pool.free_slots
-        if free == 0 and self._pool.is_full and not demand.busy and self._has_idle_elsewhere():
+        if free == 0 and not demand.busy and self._could_make_room(fleets):
             free = 1
         room = scaling.room(demand, free_slots=free)
         if room == 0:
@@ -101,22 +103,35 @@ class Dispatcher:
         newest = self._by_function.get(delivery.function, ())
         return newest[-1] if newest and not newest[-1].is_superseded else None
 
-    def durable_room(self, function: str) -> int:
-        """Strict: what can run right now, and nothing ahead."""
+    def durable_room(self, function: str, backlog: int) -> int:
+        """Strict: what an environment is there for, or will be started for, and nothing ahead."""
         fleets = self._by_function.get(function)
         free = self._pool.free_slots
         if not fleets:
-            return 0 if self._is_loading(function) else min(free, 4)
+            return self._first_room(function, free)
         demand = fleets[-1].demand(loading=self._count_loading(function))
-        if free == 0 and self._pool.is_full and not demand.busy and self._has_idle_elsewhere():
+        if free == 0 and not demand.busy and self._could_make_room(fleets):
             free = 1
-        room = max(0, demand.idle + demand.starting + free - demand.waiting)
+        room = scaling.strict_room(demand, free_slots=free, backlog=backlog)
         if room == 0:
             self._is_starved = True
         most = self._policies.most_at_once(function)
         if most:  # with none allowed, events are taken to be ended
             room = min(room, max(0, most - demand.busy - demand.waiting))
         return room
+
+    def _first_room(self, function: str, free: int) -> int:
+        """For a function that nothing is here of: the first events tell what it is like."""
+        if self._is_loading(function):
+            return 0
+        if free == 0 and self._could_make_room([]):
+            free = 1
+        if free == 0:
+            self._is_starved = True
+            self._unserved.setdefault(function, self._loop.time())
+        else:
+            self._unserved.pop(function, None)
+        return min(free, 4)
 
     def is_idle(self, function: str) -> bool:
         return not self._by_function.get(function) and not self._is_loading(function)
@@ -232,12 +247,11 @@ class Dispatcher:
 
     def _gives_way(self, fleet: Fleet) -> bool:
         """A function with work and no slot gets one from the fleet that holds the most."""
-        if not (self._is_starved and self._pool.is_full) or len(self._fleets) == 1:
+        if not (self._is_starved and self._pool.is_full):
             return False
-        long_ago = self._loop.time() - PATIENCE_S
-        if not any(
-            f.hungry_since is not None and f.hungry_since < long_ago for f in self._hungry()
-        ):
+        waits = [f.hungry_since for f in self._hungry() if f.hungry_since is not None]
+        longest = min([*waits, *self._unserved.values()], default=None)
+        if longest is None or longest >= self._loop.time() - PATIENCE_S:
             return False
         # Of equals the one that asks: with one slot each, they take turns.
         return fleet.size >= max(f.size for f in self._fleets.values())
@@ -245,15 +259,17 @@ class Dispatcher:
     def _hungry(self) -> list[Fleet]:
         return [f for f in self._fleets.values() if f.queue and not f.size]
 
-    def _has_idle_elsewhere(self) -> bool:
-        return any(fleet.idle for fleet in self._fleets.values())
+    def _could_make_room(self, hungry: list[Fleet]) -> bool:
+        """Whether the host is full, and an idle environment of another function could give way."""
+        others = (fleet for fleet in self._fleets.values() if fleet not in hungry)
+        return self._pool.is_full and any(fleet.idle for fleet in others)
 
     def _rested(self, function: str) -> None:
         if self._finished is not None and not self.is_busy:
             self._finished.set()
         self.settlement.read(function)
         # An idle environment of one function is a slot that another may take over.
-        if self._is_starved and len(self._by_function) > 1:
+        if self._is_starved and len(self._by_function) + len(self._unserved) > 1:
             self.slot_freed()
 
     def slot_freed(self) -> None:
@@ -267,7 +283,7 @@ class Dispatcher:
         waiting = [f for f in self._fleets.values() if f.queue]
         for fleet in sorted(waiting, key=lambda f: (f.size, f.hungry_since or float("inf"))):
             self._assign(fleet)
-        for function in list(self._by_function):
+        for function in [*self._unserved, *self._by_function]:
             self.settlement.read(function)
 
     async def _retire_changed(self, function: str) -> None:
@@ -301,6 +317,8 @@ class Dispatcher:
                 if retired:
                     log.info("environments.retired", function=key[0], count=retired)
                 fleet.fail_expired(now_ms)
+                if fleet.is_busy:
+                    self.settlement.read(key[0])  # and so may be what runs
                 if fleet.queue:
                     self._assign(fleet)  # what it waits for may take longer than was to be expected
                 if fleet.is_empty:
@@ -311,6 +329,7 @@ class Dispatcher:
                         del self._by_function[key[0]]
                         self._policies.forget(key[0])
             left()
+            self._unserved.clear()  # whoever still has events asks again
 
     @property
     def is_busy(self) -> bool:

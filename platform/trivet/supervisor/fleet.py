@@ -127,7 +127,9 @@ class Fleet:
             self._invoke(idle.pop(), queue.popleft())
         if not queue:
             return 0
-        wanted = scaling.starts(self.demand(), free_slots=len(queue))
+        # One of the durable lane was only taken because it is worth an environment.
+        owed = sum(delivery.is_durable for delivery in queue) - len(self._starting)
+        wanted = max(owed, scaling.starts(self.demand(), free_slots=len(queue)))
         free = self._pool.free_slots if self._pool.can_start(self.version.runtime) else 0
         for _ in range(min(wanted, free)):
             self._start()

@@ -27,9 +27,10 @@ if pending[4] > 1 then
 end
 if ARGV[5] ~= '0' then
   redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[8], '*', 'r', ARGV[4])
-  redis.call('HINCRBY', KEYS[4], 'requests', ARGV[5])
+  if redis.call('HINCRBY', KEYS[4], 'requests', ARGV[5]) == tonumber(ARGV[5]) then
+    redis.call('EXPIRE', KEYS[4], ARGV[7]) -- a new one
+  end
   redis.call('HINCRBY', KEYS[4], 'mb_ms', ARGV[6])
-  redis.call('EXPIRE', KEYS[4], ARGV[7])
   redis.call('HINCRBY', KEYS[2], 'requests', ARGV[5])
   redis.call('HINCRBY', KEYS[2], 'mb_ms', ARGV[6])
 end

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -15,6 +14,7 @@ import redis.asyncio
 import structlog
 
 from trivet.errors import Unavailable
+from trivet.settings import Settings
 from trivet.store.durable import durable_call
 
 log = structlog.get_logger()
@@ -26,14 +26,11 @@ MOST_MEMORY = 0.8  # of maxmemory
 class Headroom:
     """Looks once a second. `full()` says why nothing is to be accepted now."""
 
-    def __init__(
-        self, durable: redis.asyncio.Redis, folder: Path | None, *, reserve_bytes: int
-    ) -> None:
-        """`folder`: where the server writes, if that can be seen from here; at least
-        `reserve_bytes` stay free there."""
+    def __init__(self, durable: redis.asyncio.Redis, settings: Settings) -> None:
         self._durable = durable
-        self._folder = folder
-        self._reserve_bytes = reserve_bytes
+        # Where the server writes, if that can be seen from here.
+        self._folder = None if settings.durable_url else settings.data_path
+        self._reserve_bytes = settings.disk_reserve_mb * 2**20
         self._reason = ""
 
     def __repr__(self) -> str:
