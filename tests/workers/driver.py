@@ -362,7 +362,7 @@ def start_zygote(
         memory, program, modules = recording
         entry = f"{program}\nrecord({memory}, {modules!r})\n{entry}"
         inherited.append(memory)
-    arguments = ["-I", "-c", entry, *options]
+    arguments = ["-I", "-S", "-c", entry, *options]
     is_root = os.geteuid() == 0
     as_user = as_user or without_namespaces
     if as_user and is_root:

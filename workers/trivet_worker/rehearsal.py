@@ -60,12 +60,13 @@ def rehearse_inside(serve: Callable[[int], None]) -> None:
     """Once more in an environment, without a file of ours and without the user's."""
     if not os.access(_ELSEWHERE, os.R_OK):
         return  # the function's log is no place for a failure of ours
-    with contextlib.suppress(OSError):  # it is no worse off without
+    # It is no worse off without: at a lower level the library itself may be out of its sight.
+    with contextlib.suppress(OSError, ImportError):
         sys.modules[_MODULE] = _sample[0]
         _play(serve, _ELSEWHERE)
-    importlib.import_module(_OTHER_MODULE)
-    del sys.modules[_OTHER_MODULE]
-    compile(_SOURCE, _MODULE, "exec")
+        importlib.import_module(_OTHER_MODULE)
+        del sys.modules[_OTHER_MODULE]
+        compile(_SOURCE, _MODULE, "exec")
 
 
 def _play(serve: Callable[[int], None], task_root: str) -> None:

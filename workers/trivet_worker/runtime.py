@@ -160,8 +160,21 @@ def preload() -> None:
     """Import, set up and try, in the zygote, what its environments would each have to."""
     for name in _PRELOADED:
         importlib.import_module(name)
+    _do_without_site()
     _set_up_logging()
     rehearsal.rehearse(_serve_to_the_end)
+
+
+def _do_without_site() -> None:
+    """What `site` would have done that is wanted: `exit`, `help` and their like. The interpreter
+    runs without it, since a *.pth file could hold anybody's code, and a zygote may be root."""
+    import site
+
+    site.setquit()
+    site.setcopyright()
+    site.sethelper()
+    # The program of a virtual environment is no interpreter where its folder is not seen.
+    sys.executable = sys._base_executable  # type: ignore[attr-defined]  # which typeshed lacks
 
 
 def _serve_to_the_end(descriptor: int) -> None:

@@ -101,7 +101,7 @@ class DurableIntake:
         self._succession = Succession(
             node,
             epoch,
-            prepare=self.prepare,
+            prepare=self._note,
             is_held=lambda function, entry_id: (function, entry_id) in self._held,
             take=self._take,
         )
@@ -140,7 +140,6 @@ class DurableIntake:
         """An attempt has ended, or none is to be made: meter it and carry out the verdict, in one
         act. `told` is what the verdict's target is to be told."""
         function = delivery.function
-        self._held.discard((function, delivery.entry_id))
         due, state, condition, target = "", "", "", ""
         if isinstance(verdict, Again):
             due = str(verdict.due_ms)
@@ -188,6 +187,7 @@ class DurableIntake:
         )
 
         def then(answer: int) -> None:
+            self._held.discard((function, delivery.entry_id))  # until then it is pending, and here
             if answer < 0:
                 self.fenced += 1
                 log.warning("commit.fenced", function=function, request_id=delivery.request_id)
@@ -289,6 +289,11 @@ class DurableIntake:
         self._commits.send(b"".join(commands), len(commands), lambda _: None)
 
     async def prepare(self, out: Connection, function: str) -> None:
+        await self._note(out, function)
+        # What was read over a connection of its own that was lost, and never came here.
+        await self._succession.claim_lost(out, function)
+
+    async def _note(self, out: Connection, function: str) -> None:
         await out.call("SADD", keys.durable_epoch_functions(self._node, self._epoch), function)
         await ensure_group(out, keys.durable_stream(function))
 

@@ -74,6 +74,11 @@ class Succession:
             await out.call("SREM", keys.durable_epochs(node), epoch)
         return served
 
+    async def claim_lost(self, out: Connection, function: str) -> None:
+        """Take what is pending for this very epoch and is not here. No read of `function` may be
+        under way: its answer would bring the same again."""
+        await self._claim_pending(out, function, self._consumer)
+
     async def claim_strays(self, out: Connection, function: str, dead: Collection[str]) -> None:
         """Take over what came after its consumer's epoch was cleared up: a read that is blocked
         outlives its process while the server has not heard of the end. `dead`: nodes."""

@@ -23,6 +23,7 @@ from trivet.launcher.cgroups import Cgroups, favor_dynmods, prepare
 from trivet.launcher.embedded import embedded_servers
 from trivet.launcher.identities import Identities, identities
 from trivet.launcher.members import Servant, Server, Service
+from trivet.launcher.precedence import precedence
 from trivet.launcher.presence import Presence
 from trivet.launcher.processes import ServiceSpec
 from trivet.launcher.refusals import exit_code
@@ -95,12 +96,14 @@ def launch(
     lock = folders.lock(settings)
     cgroups = Cgroups()
     fast_joining: int | None = None
+    going_first = contextlib.ExitStack()
     try:
         was_killed = folders.clear_run(settings)
         runtimes = _usable_runtimes(settings)
         if who is not None:
             _enter_view(settings, runtimes)
         cgroups = _usable_cgroups(settings, who)
+        going_first.enter_context(precedence(cgroups))
         fast_joining = favor_dynmods() if cgroups else None
         servers = embedded_servers(settings, who)
         patience_s = _PREDECESSOR_S if was_killed else 0.0
@@ -130,6 +133,7 @@ def launch(
         )
         tree.run()
     finally:
+        going_first.close()
         if not cgroups.remove():
             announce.say_loudly("some processes of functions do not end: the kernel holds them")
         if fast_joining is not None:

@@ -117,7 +117,7 @@ def zygote_specs(
             kind = ("--kind", "node", "--program", runtime.program, "--bootstrap", bootstrap)
         spec = ServiceSpec(
             name=f"{ZYGOTE_OF}{runtime.name}",
-            argv=(program, "-I", "-c", _RUN_ZYGOTE, str(root), *kind, *shared),
+            argv=(program, "-I", "-S", "-c", _RUN_ZYGOTE, str(root), *kind, *shared),
             dies_with_launcher=False,
             umask=0o022,  # as functions find it on AWS
         )

@@ -14,6 +14,8 @@ from trivet.core.outcomes import Outcome
 from trivet.store.logs import LogWriter
 
 READ_BYTES = 65_536
+# As long as the handler runs, so much at a time: between two of these the loop serves others.
+TURN_BYTES = 4_096
 # At an answer the pipe is emptied, so that END comes after the handler's lines. A thread that
 # keeps writing must not keep us: a pipe holds 64 KB, so this is several times all that was there.
 # To read what is dropped costs everybody; a full pipe costs only the one who floods it.
@@ -52,15 +54,25 @@ class Journal:
         None at its end: everyone who could write is gone.
         """
         dropped_before = self.dropped_bytes
+        try:
+            data = os.read(self._pipe, TURN_BYTES)
+        except BlockingIOError:
+            return 0.0
+        if not data:
+            return None
+        self._take(data)
+        return 0.0 if self.dropped_bytes == dropped_before else FLOODED_S
+
+    def _read_all(self) -> None:
+        """Take what was written until now."""
         for _ in range(MOST_READS):
             try:
                 data = os.read(self._pipe, READ_BYTES)
             except BlockingIOError:
-                break
+                return
             if not data:
-                return None
+                return
             self._take(data)
-        return 0.0 if self.dropped_bytes == dropped_before else FLOODED_S
 
     def _take(self, data: bytes) -> None:
         now = time.monotonic()
@@ -123,7 +135,7 @@ class Journal:
         peak_mb: int,
     ) -> bytes:
         """END and REPORT. Returns the last 4 KB of this invocation's log, if they were kept."""
-        self.read()
+        self._read_all()
         self._flush_partial()
         request_id = self._request_id
         if outcome.log_line:
@@ -146,12 +158,12 @@ class Journal:
 
     def init_report(self, status: str, init_ns: int) -> None:
         """The line for an initialisation that did not end well."""
-        self.read()
+        self._read_all()
         self._flush_partial()
         text = f"INIT_REPORT Init Duration: {init_ns / 1e6:.2f} ms\tPhase: init\tStatus: {status}"
         self._add("platform", text)
 
     def close(self) -> None:
         """Keep what is left in the pipe; its owner closes it."""
-        self.read()
+        self._read_all()
         self._flush_partial()
