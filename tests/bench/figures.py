@@ -24,6 +24,11 @@ class Options:
     environments: int  # of each runtime for idle, at once for burst
     limit: Path | None
     peer: str  # URL; empty: none
+    counts: tuple[int, ...] = (1, 2)  # of environments that drain, a case for each
+    events: int = 20_000  # to drain
+    rate: int = 500  # events published a second
+    flushes: str = "always"  # appendfsync of the queues' server
+    installs: bool = False  # queues that are missing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,11 @@ next to its yardstick, in turns, and what counts is the median of the paired rat
   freeze   freezing and thawing, killing and reaping; beside it a plain process and signals
   idle     what a warm environment that waits occupies; beside it the interpreter started plainly
   neighbours  a function at a steady rate beside one that misbehaves; beside it the same alone
+  drain    asynchronous events that wait already; beside it the limit's equal form, ArdiQ, taskiq
+           and Celery on the same server
+  started  from publishing an event to the start of its handler; beside it the same queues, and
+           plain XADD at the same time
+  recovery  each part killed under a light load, three times a round: the wait for the next answer
 """
 
 from __future__ import annotations
@@ -30,15 +35,19 @@ from pathlib import Path
 from tests.bench import (
     burst,
     cold,
+    drain,
     freeze,
     idle,
     invoke,
     isolation,
     neighbours,
     publish,
+    recovery,
+    started,
     sync,
 )
 from tests.bench.figures import Figure, Options, shown
+from tests.bench.queues.servers import ALWAYS, POLICIES
 
 VERBS: dict[str, Callable[[Options], list[Figure]]] = {
     "sync": sync.measured,
@@ -50,8 +59,13 @@ VERBS: dict[str, Callable[[Options], list[Figure]]] = {
     "freeze": freeze.measured,
     "idle": idle.measured,
     "neighbours": neighbours.measured,
+    "drain": drain.measured,
+    "started": started.measured,
+    "recovery": recovery.measured,
 }
 ALL = "all"
+MANY = 100  # environments
+AT_WORK = (1, 2)
 NEED_WRK = {"sync", "publish", "invoke"}
 
 
@@ -64,9 +78,14 @@ def main() -> None:
     options = Options(
         rounds=given.rounds,
         seconds=given.seconds,
-        environments=given.environments,
+        environments=(given.environments or (MANY,))[0],
         limit=given.limit,
         peer=given.peer,
+        counts=given.environments or AT_WORK,
+        events=given.events,
+        rate=given.rate,
+        flushes=given.fsync,
+        installs=given.install,
     )
     figures: list[Figure] = []
     for name in chosen:
@@ -104,9 +123,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--environments",
-        type=_positive,
-        default=100,
-        help="Python environments of idle (of Node a tenth) and of burst (default: 100)",
+        type=_positives,
+        help=f"Python environments of idle (of Node a tenth) and of burst (default: {MANY});"
+        " of drain, a case for each of several numbers (default: 1,2)",
+    )
+    parser.add_argument(
+        "--events", type=_positive, default=20_000, help="of drain (default: 20000)"
+    )
+    parser.add_argument(
+        "--rate", type=_positive, default=500, help="events a second of started (default: 500)"
+    )
+    parser.add_argument(
+        "--fsync",
+        choices=POLICIES,
+        default=ALWAYS,
+        help="when the server of drain and started flushes (default: always)",
+    )
+    parser.add_argument(
+        "--install",
+        action="store_true",
+        help="install the queues that stand beside drain and started, outside of this tree,"
+        " where they are missing",
     )
     parser.add_argument(
         "--limit",
@@ -124,6 +161,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     return parser
+
+
+def _positives(text: str) -> tuple[int, ...]:
+    return tuple(map(_positive, text.split(",")))
 
 
 def _positive(text: str) -> int:

@@ -35,7 +35,7 @@ TRIM_EVERY = 64
 TRIM_BYTES = 262_144
 SWEEP_S = 0.25
 # A ring can be lost with the supervisor that heard it. A call unanswered for this long rings again.
-RING_AGAIN_S = 1.0
+RING_AGAIN_S = 0.25
 RECONNECT_WAIT_S = 2.0  # a call may wait this long for an express server that restarts
 # On top of function timeout, init and queueing: by then a supervisor has answered, or is gone.
 GRACE_S = 10.0

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
 import secrets
 import signal
 import socket
+from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from functools import partial
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -26,7 +28,7 @@ from trivet.aws.sigv4 import Verifier
 from trivet.bus import failpoints
 from trivet.bus.enqueue import DurablePublisher
 from trivet.bus.publish import Calls
-from trivet.bus.resp import parse_address
+from trivet.bus.resp import RECONNECT_S, parse_address
 from trivet.control import Control
 from trivet.core.arns import Place
 from trivet.core.billing import Tariff
@@ -34,6 +36,7 @@ from trivet.core.egress import opened, parse, parse_networks
 from trivet.core.endpoints import parse_service_endpoints
 from trivet.core.measures import Family
 from trivet.core.resolvers import parse_resolvers
+from trivet.errors import Unavailable
 from trivet.gateway.admission import Admission
 from trivet.gateway.durability import await_durable
 from trivet.gateway.inside import Inside
@@ -53,11 +56,13 @@ from trivet.store.functions import FunctionStore
 from trivet.store.headroom import Headroom
 from trivet.store.ledgers import LedgerStore
 from trivet.store.logs import LogReader
-from trivet.store.roles import RoleStore
+from trivet.store.roles import Roles, RoleStore
 from trivet.store.triggers import TriggerStore
 from trivet.store.urls import UrlStore
 
 log = structlog.get_logger()
+
+Loaded = TypeVar("Loaded")
 
 # In so many turns of the loop everybody who waits for the end has heard of it.
 _TURNS_TO_PART = 3
@@ -85,19 +90,21 @@ async def serve_gateway(settings: Settings) -> None:
     blobs = Blobs(settings.blobs_path)
     await anyio.to_thread.run_sync(blobs.prepare)
     runtimes = frozenset((*CUSTOM_NAMES, *(runtime.name for runtime in inherited_runtimes())))
-    is_first_start = not await accounts.secrets()
-    await apis.load()
-    await apis.ensure_default()
-    await urls.load()
-    if is_first_start:
-        python = next(name for name in sorted(runtimes) if name.startswith("python"))
-        role = f"arn:aws:iam::{settings.account}:role/welcome"
-        await deploy_welcome(functions, apis, blobs, runtime=python, role=role)
-    # Last of the first start: a crash before it makes the next start the first again.
-    await accounts.ensure()
-    access_keys = await accounts.secrets()
-    roles = await RoleStore(durable).ensure()
 
+    async def load() -> tuple[dict[str, str], Roles]:
+        is_first_start = not await accounts.secrets()
+        await apis.load()
+        await apis.ensure_default()
+        await urls.load()
+        if is_first_start:
+            python = next(name for name in sorted(runtimes) if name.startswith("python"))
+            role = f"arn:aws:iam::{settings.account}:role/welcome"
+            await deploy_welcome(functions, apis, blobs, runtime=python, role=role)
+        # Last of the first start: a crash before it makes the next start the first again.
+        await accounts.ensure()
+        return await accounts.secrets(), await RoleStore(durable).ensure()
+
+    access_keys, roles = await _when_available(load)
     calls = Calls(
         secrets.token_hex(8),
         parse_address(settings.express_address),
@@ -169,9 +176,20 @@ async def serve_gateway(settings: Settings) -> None:
             serving.start_soon(inside.run, stop)
             for application in _http_adapters(platform):
                 serving.start_soon(lambda: offer(application, sock=listeners["http"]))  # noqa: B023  # one HTTP adapter
+            gc.freeze()  # a collection looks at what requests leave, and not at every module
             control.ready()
         tasks.cancel_scope.cancel()
     await durable.aclose()
+
+
+async def _when_available(load: Callable[[], Awaitable[Loaded]]) -> Loaded:
+    """What `load` gives; it begins anew when the durable server goes in the middle of it."""
+    while True:
+        try:
+            return await load()
+        except Unavailable as error:
+            log.warning("start.interrupted", error=error.message)
+            await anyio.sleep(RECONNECT_S)
 
 
 def _inside(settings: Settings, door: Door) -> Inside:

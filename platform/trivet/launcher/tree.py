@@ -127,7 +127,7 @@ class Tree:
         timeout_s = min([self._trim_at, *dues]) - time.monotonic()
         for key, _ in self._selector.select(max(0.0, timeout_s)):
             # What came before it in this turn may have been its end.
-            if self._selector.get_map().get(key.fileobj) is key:
+            if key in self._selector.get_map().values():
                 key.data()
         now = time.monotonic()
         for member in self._members:
