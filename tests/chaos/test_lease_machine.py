@@ -313,6 +313,7 @@ class Careless(Lease):
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Hopeful, Hasty, Careless])
 def test_a_broken_lease_is_noticed(server: Server, clock: Clock, kind: type[Lease]) -> None:
     with pytest.raises(AssertionError):

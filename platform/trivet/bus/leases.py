@@ -44,6 +44,7 @@ class Lease:
         self._out: Connection | None = None
         self._connected_at = 0.0
         self._renewed_at: float | None = None
+        self.is_taken = anyio.Event()  # set when it was taken for the first time
 
     def __repr__(self) -> str:
         return f"<Lease of {self._node}:{self._epoch}, {'held' if self._out else 'away'}>"
@@ -70,6 +71,7 @@ class Lease:
             await out.call("SET", keys.lease(self._node), self._epoch, "PX", ms)
         self._check_lapse()
         self._renewed_at = asked_at
+        self.is_taken.set()
 
     def _check_lapse(self) -> None:
         """By when the renewal was asked for, and not answered: the key may expire that early."""

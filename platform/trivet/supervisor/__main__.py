@@ -149,7 +149,7 @@ async def supervise(settings: Settings) -> None:
         tasks.start_soon(lambda: keep_swept(settings.logs_path, most_days=days, most_mb=mb))
         tasks.start_soon(dispatcher.sweep, leave_idle)
         tasks.start_soon(lease.run)
-        tasks.start_soon(durable_intake.run)
+        tasks.start_soon(_run_leased, lease, durable_intake)
         tasks.start_soon(lambda: intake.run(started=connected))
         await stop.wait()
         with anyio.move_on_after(DRAIN_S):
@@ -180,6 +180,12 @@ async def _roles(durable: redis.asyncio.Redis) -> Roles:
         except Unavailable as error:
             log.warning("roles.unavailable", error=str(error))
             await anyio.sleep(RECONNECT_S)
+
+
+async def _run_leased(lease: Lease, durable: DurableIntake) -> None:
+    """Nothing is taken that a peer could hold for a dead node's."""
+    await lease.is_taken.wait()
+    await durable.run()
 
 
 def _fence(durable: DurableIntake) -> None:
