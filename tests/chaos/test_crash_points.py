@@ -27,6 +27,7 @@ def machine() -> Iterator[Crashes]:
         yield machine
 
 
+@pytest.mark.slow
 def test_the_books_are_right_after_a_fault(machine: Crashes) -> None:
     """A sample of the run below; the same one each time."""
     choice = random.Random(5)

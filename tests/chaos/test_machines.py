@@ -216,6 +216,7 @@ BREAKS = {
 """What is wrong, in which script, and how: a text and what stands in its place."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", BREAKS)
 def test_a_broken_script_is_noticed(server: Server, wrong: str) -> None:
     name, before, after = BREAKS[wrong]

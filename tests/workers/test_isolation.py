@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.workers import driver
 from tests.workers.conftest import Code, Run, needs_root
-from tests.workers.driver import CLONE_IN_TMP, Zygote
+from tests.workers.driver import PYTHON_IN_TMP, Zygote
 
 from trivet_worker import wire
 
@@ -142,12 +142,12 @@ def test_the_code_cannot_be_written(zygote: Zygote, code: Code) -> None:
 def test_tmp_is_private_and_stays_between_invocations(run: Run) -> None:
     first, second = run(_LOOK), run(_LOOK)
     assert first.invoke("[os.listdir('/tmp'), oct(os.stat('/tmp').st_mode)]").json == [
-        CLONE_IN_TMP,
+        PYTHON_IN_TMP,
         "0o41777",
     ]
     first.invoke("open('/tmp/note', 'w').write('mine')")
     assert first.invoke("open('/tmp/note').read()").json == "mine"
-    assert second.invoke("os.listdir('/tmp')").json == CLONE_IN_TMP
+    assert second.invoke("os.listdir('/tmp')").json == PYTHON_IN_TMP
     assert not Path("/tmp/note").exists()
     size = "os.statvfs('/tmp').f_blocks * os.statvfs('/tmp').f_frsize"
     assert first.invoke(size).json == 512 * 1024 * 1024
