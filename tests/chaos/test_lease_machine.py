@@ -317,4 +317,4 @@ class Careless(Lease):
 @pytest.mark.parametrize("kind", [Hopeful, Hasty, Careless])
 def test_a_broken_lease_is_noticed(server: Server, clock: Clock, kind: type[Lease]) -> None:
     with pytest.raises(AssertionError):
-        explore(server, clock, kind, examples=100, steps=40)
+        explore(server, clock, kind, examples=400, steps=40)
