@@ -53,11 +53,17 @@ def processes(running: Running, what: str) -> list[int]:
 
 
 def service(running: Running, what: str) -> int:
-    """The process itself: of those that match, the one whose parent does not."""
-    pids = set(processes(running, what))
-    roots = [p for p in pids if parent(p) not in pids]
-    assert len(roots) == 1, (what, pids)
-    return roots[0]
+    """The process itself: of those that match, the one whose parent does not.
+
+    One that was killed a moment ago is waited for.
+    """
+    ends = time.monotonic() + 10
+    while True:
+        pids = set(processes(running, what))
+        roots = [p for p in pids if parent(p) not in pids]
+        if len(roots) == 1:
+            return roots[0]
+        assert time.monotonic() < ends, (what, pids)
 
 
 def parent(pid: int) -> int:

@@ -14,7 +14,8 @@ from trivet.core.outcomes import Outcome
 from trivet.store.logs import LogWriter
 
 READ_BYTES = 65_536
-# As long as the handler runs, so much at a time: between two of these the loop serves others.
+# As long as the handler runs, so much at a time: between two of these the loop serves others. What
+# is dropped costs little, so a flood is read in large pieces, and seldom.
 TURN_BYTES = 4_096
 # At an answer the pipe is emptied, so that END comes after the handler's lines. A thread that
 # keeps writing must not keep us: a pipe holds 64 KB, so this is several times all that was there.
@@ -44,6 +45,7 @@ class Journal:
         self._request_id = ""
         self._tail: bytearray | None = None
         self.dropped_bytes = 0
+        self._is_flooded = False  # some of what was read last was dropped
         self._reported_drops = 0
 
     # ------------------------------------------------------------------ the handler's lines
@@ -55,13 +57,14 @@ class Journal:
         """
         dropped_before = self.dropped_bytes
         try:
-            data = os.read(self._pipe, TURN_BYTES)
+            data = os.read(self._pipe, READ_BYTES if self._is_flooded else TURN_BYTES)
         except BlockingIOError:
             return 0.0
         if not data:
             return None
         self._take(data)
-        return 0.0 if self.dropped_bytes == dropped_before else FLOODED_S
+        self._is_flooded = self.dropped_bytes > dropped_before
+        return FLOODED_S if self._is_flooded else 0.0
 
     def _read_all(self) -> None:
         """Take what was written until now."""
