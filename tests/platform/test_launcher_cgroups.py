@@ -141,6 +141,7 @@ def test_nobody_else_s_data_folder_has_the_same_bases(made: Cgroups, tmp_path: P
         assert theirs.remove()
 
 
+@pytest.mark.slow  # it takes what processes there may be, and others go short of them
 @pytest.mark.parametrize("is_frozen", [False, True])
 def test_a_leftover_that_forks_and_flees_is_gone_after_the_next_start(
     made: Cgroups, settings: Settings, is_frozen: bool
@@ -221,6 +222,7 @@ def below_v2() -> Iterator[Path]:
     assert Cgroups(2, dict.fromkeys(CONTROLLERS, str(folder))).remove()
 
 
+@pytest.mark.slow  # it takes what processes there may be, and others go short of them
 @pytest.mark.parametrize("is_frozen", [False, True])
 def test_v2_a_leftover_that_forks_and_flees_is_gone(below_v2: Path, is_frozen: bool) -> None:
     made = Cgroups(2, dict.fromkeys(CONTROLLERS, str(below_v2)))
