@@ -40,7 +40,7 @@ async def _published(services: Services, given: Mapping[str, Any]) -> dict[str, 
             id=event_id,
             function=wanted.name,
             source="publish",
-            payload=_payload(given.get("Payload", "{}")),
+            payload=json_payload(given.get("Payload", "{}")),
             invoked_arn=wanted.arn,
         )
         is_new = await services.publisher.publish(event, once=given.get("Once", ""))
@@ -49,7 +49,8 @@ async def _published(services: Services, given: Mapping[str, Any]) -> dict[str, 
     return {"Id": event_id} if is_new else {"Id": event_id, "Duplicate": True}
 
 
-def _payload(text: str) -> bytes:
+def json_payload(text: str) -> bytes:
+    """A payload as a caller wrote it. Raises InvalidRequestContent for what is no JSON."""
     try:
         payload = text.encode()
         orjson.loads(payload)

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import orjson
-
 from trivet.aws.lambda_.names import named
 from trivet.aws.services import Caller, Operation, Services
 from trivet.bus import frames, keys
@@ -21,10 +19,11 @@ from trivet.errors import (
     CallerError,
     Conflict,
     FunctionNotFound,
-    InvalidRequestContent,
     ValidationFailed,
 )
 from trivet.store.audits import Auditor
+
+from .events import json_payload
 
 _LISTED = 50  # events on a page
 _MOST_PROBLEMS = 20
@@ -121,7 +120,7 @@ async def replay_event(
         id=str(uuid.uuid4()),
         function=record.function,
         source="replay",
-        payload=_json(params["Payload"]) if "Payload" in params else own,
+        payload=json_payload(params["Payload"]) if "Payload" in params else own,
         client_context=before.client_context if before else b"",
         invoked_arn=before.invoked_arn if before else "",
     )
@@ -210,16 +209,6 @@ def _delivery(record: Record) -> frames.Delivery:
         return frames.unpack_event(record.function, b"", [b"e", record.packed])
     except frames.MalformedEvent as error:
         raise CallerError(f"The event {record.request_id} cannot be read: {error}") from None
-
-
-def _json(text: str) -> bytes:
-    try:
-        payload = text.encode()
-        orjson.loads(payload)
-    except ValueError as error:
-        message = f"Could not parse request body into json: {error}"
-        raise InvalidRequestContent(message) from None
-    return payload
 
 
 def _time(at_ms: int) -> datetime:
