@@ -18,7 +18,7 @@ import structlog
 from trivet.bus import frames, keys
 from trivet.bus.resp import RECONNECT_S, Address, Connection, connected, pack
 from trivet.bus.scripts import load, script
-from trivet.bus.streams import Streams, ensure_group
+from trivet.bus.streams import Streams
 
 log = structlog.get_logger()
 
@@ -105,6 +105,7 @@ class Intake:
             stream = keys.express_stream(function)
             out.send(pack((b"XACK", stream, keys.GROUP, *entry_ids)), _checked)
             out.send(pack((b"XDEL", stream, *entry_ids)), _checked)
+        out.flush()
 
     # ------------------------------------------------------------------ streams.Lane
 
@@ -128,11 +129,12 @@ class Intake:
         self._held.update(delivery.entry_id for delivery in deliveries)
         self._taker.take(deliveries)
 
-    async def prepare(self, out: Connection, function: str) -> None:
-        # Noted before the first read, so that a successor finds what this epoch left pending.
-        # Both leave in one write, and the server carries them out in this order.
-        noted = out.call("SADD", keys.epoch_functions(self._node, self._epoch), function)
-        await asyncio.gather(noted, ensure_group(out, keys.express_stream(function)))
+    @property
+    def noted(self) -> str:
+        return keys.epoch_functions(self._node, self._epoch)
+
+    async def began(self, out: Connection, function: str) -> None:
+        pass
 
     async def leave(self, out: Connection, function: str) -> bool:
         names = (keys.express_stream(function), keys.rung_flag(function))

@@ -288,13 +288,16 @@ class DurableIntake:
         )
         self._commits.send(b"".join(commands), len(commands), lambda _: None)
 
-    async def prepare(self, out: Connection, function: str) -> None:
-        await self._note(out, function)
+    @property
+    def noted(self) -> str:
+        return keys.durable_epoch_functions(self._node, self._epoch)
+
+    async def began(self, out: Connection, function: str) -> None:
         # What was read over a connection of its own that was lost, and never came here.
         await self._succession.claim_lost(out, function)
 
     async def _note(self, out: Connection, function: str) -> None:
-        await out.call("SADD", keys.durable_epoch_functions(self._node, self._epoch), function)
+        await out.call("SADD", self.noted, function)
         await ensure_group(out, keys.durable_stream(function))
 
     async def leave(self, out: Connection, function: str) -> bool:

@@ -134,7 +134,7 @@ class Connection(asyncio.Protocol):
             self._progress_at = self._loop.time()
         self._waiting.append(on_reply)
         if not self._unsent:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
         self._unsent.append(command)
 
     def send_several(self, commands: bytes, on_replies: list[OnReply]) -> None:
@@ -149,9 +149,10 @@ class Connection(asyncio.Protocol):
             for on_reply in rest:
                 self._loop.call_soon(on_reply, ConnectionError("no connection to Redis"))
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write what this turn of the loop sent, ahead of its end."""
         unsent, self._unsent = self._unsent, []
-        if self._transport is not None:
+        if unsent and self._transport is not None:
             self.writes += 1
             self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
 
@@ -169,6 +170,20 @@ class Connection(asyncio.Protocol):
 
         self.send(pack(command), on_reply)
         return await future
+
+    async def call_all(self, *commands: tuple[str | bytes, ...]) -> list[Any]:
+        """Commands off the hot path, in one write: their replies, the errors among them."""
+        replies: list[Any] = []
+        all_there: asyncio.Future[None] = self._loop.create_future()
+
+        def on_reply(reply: Any) -> None:
+            replies.append(reply)
+            if len(replies) == len(commands) and not all_there.done():
+                all_there.set_result(None)
+
+        self.send_several(b"".join(map(pack, commands)), [on_reply] * len(commands))
+        await all_there
+        return replies
 
     def close(self) -> None:
         if self._transport is not None:

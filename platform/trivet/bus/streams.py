@@ -46,8 +46,13 @@ class Lane(Protocol):
         """Entries were read: they are this consumer's now."""
         ...
 
-    async def prepare(self, out: Connection, function: str) -> None:
-        """Before the first read: note the function in the epoch, and make the group."""
+    @property
+    def noted(self) -> str:
+        """Key of the set of functions that this epoch reads, for whoever succeeds it."""
+        ...
+
+    async def began(self, out: Connection, function: str) -> None:
+        """The first read is over, and no other is under way yet."""
         ...
 
     async def leave(self, out: Connection, function: str) -> bool:
@@ -158,13 +163,27 @@ class Streams:
             self.read(stream.function)
 
     async def _read_first(self, stream: _Stream) -> None:
-        """Make ready, and take what waits. Raises OSError and hiredis.HiredisError."""
-        await self._lane.prepare(self._out, stream.function)
-        room = 0 if self._is_stopping else self._lane.room(stream.function)
-        reply = await self._out.call(*self._reading(stream, room)) if room > 0 else None
-        if reply:
+        """Make ready, and take what waits. Raises OSError and hiredis.HiredisError.
+
+        All in one write, which the server carries out in this order: what is read without a note
+        would be lost to a successor.
+        """
+        lane, function = self._lane, stream.function
+        commands: list[tuple[str | bytes, ...]] = [
+            (b"SADD", lane.noted, function),
+            _group_of(lane.stream(function)),
+        ]
+        room = 0 if self._is_stopping else lane.room(function)
+        if room > 0:
+            commands.append(self._reading(stream, room))
+        replies = await self._out.call_all(*commands)
+        failed = [reply for reply in replies if isinstance(reply, Exception) and _matters(reply)]
+        if room > 0 and replies[-1] and not isinstance(replies[-1], Exception):
             stream.is_to_be_left = False
-            self._lane.taken(stream.function, reply[0][1])
+            lane.taken(function, replies[-1][0][1])
+        if failed:
+            raise failed[0]
+        await lane.began(self._out, function)
 
     def lend(self, function: str) -> Connection | None:
         """The connection that reads `function` next, if nothing that is sent over it must wait
@@ -193,6 +212,7 @@ class Streams:
         command = pack(self._reading(stream, room, *block))
         asked_at = self._loop.time()
         stream.connection.send(command, lambda reply: self._on_read(stream, room, asked_at, reply))
+        stream.connection.flush()  # nothing of this turn comes after it
 
     def _reading(self, stream: _Stream, room: int, *block: bytes) -> tuple[str | bytes, ...]:
         return (
@@ -310,7 +330,16 @@ class Streams:
 async def ensure_group(out: Connection, stream: str) -> None:
     """Make the stream and its group, if they are not there."""
     try:
-        await out.call("XGROUP", "CREATE", stream, keys.GROUP, "0", "MKSTREAM")
+        await out.call(*_group_of(stream))
     except hiredis.HiredisError as error:
-        if "BUSYGROUP" not in str(error):
+        if _matters(error):
             raise
+
+
+def _group_of(stream: str) -> tuple[str | bytes, ...]:
+    return (b"XGROUP", b"CREATE", stream, keys.GROUP, b"0", b"MKSTREAM")
+
+
+def _matters(error: Exception) -> bool:
+    """Not that the group is there already."""
+    return "BUSYGROUP" not in str(error)

@@ -7,7 +7,7 @@ and conditions are AWS's; a function's error counts as an attempt, a fault of th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from trivet.core.functions import Function
@@ -65,7 +65,7 @@ class Progress:
         return int(self.origin.partition("-")[0])
 
     def with_attempt(self, attempt: Attempt) -> Progress:
-        return replace(self, attempts=(*self.attempts, attempt), backoffs=0)
+        return Progress(self.origin, (*self.attempts, attempt), 0, self.aborted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ Pure: looks at numbers, returns numbers. The pool carries them out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 # Before anything is known of a version: a start is assumed to be dear, a run cheap enough that a
 # handful of waiting events does not start a handful of environments.
@@ -17,9 +17,8 @@ READ_AHEAD_PER_ENVIRONMENT = 4
 MOST_READ_AHEAD = 16
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Demand:
-    """What one function version wants, and what it has."""
+class Demand(NamedTuple):
+    """What one function version wants, and what it has. Made twice for each event."""
 
     waiting: int  # events here that no environment has
     idle: int
@@ -35,8 +34,10 @@ def starts(demand: Demand, *, free_slots: int) -> int:
     With none alive, one for each waiting event is as good as any guess until the first answers.
     Otherwise another pays when the queue would take longer than a cold start.
     """
+    if free_slots <= 0:
+        return 0
     waiting = demand.waiting - demand.idle - demand.starting
-    if waiting <= 0 or free_slots <= 0:
+    if waiting <= 0:
         return 0
     if demand.run_ms is None or demand.busy == 0:
         return min(waiting, free_slots)
@@ -61,5 +62,5 @@ def strict_room(demand: Demand, *, free_slots: int, backlog: int) -> int:
 
     `backlog`: how many events that was when somebody looked last.
     """
-    worth = starts(replace(demand, waiting=max(1, backlog)), free_slots=free_slots)
+    worth = starts(demand._replace(waiting=max(1, backlog)), free_slots=free_slots)
     return max(0, demand.idle + demand.starting + worth - demand.waiting)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -124,6 +125,7 @@ async def supervise(settings: Settings) -> None:
 
         async def announce() -> None:
             await pool.ready()
+            gc.freeze()  # a collection looks at what events leave, and not at every module
             control.ready({"isolation": pool.isolation})
             # A zygote that was started again may find less.
             pool.on_isolation = lambda: control.ready({"isolation": pool.isolation})

@@ -71,7 +71,6 @@ class Environment:
     def __repr__(self) -> str:
         return f"<Environment {self._body.number} {self.version.function} {self.state.value}>"
 
-    @property
     def peak_mb(self) -> int:
         """The most memory it ever used: as the kernel counts it, or else as it says itself."""
         counted_kib = self._body.peak_kib()
@@ -100,9 +99,8 @@ class Environment:
         if before is State.IDLE:
             self._frost.woken(self)
 
-    def rest(self, now: float) -> None:
-        """Nothing waits for it. `now`: loop time."""
-        self.idle_since = now
+    def rest(self) -> None:
+        """Nothing waits for it."""
         self._frost.rested(self)
 
     def freeze(self) -> None:

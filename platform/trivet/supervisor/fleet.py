@@ -191,17 +191,23 @@ class Fleet:
         run_ns = time.monotonic_ns() - attempt.began_ns
         self._run_ms = _smoothed(self._run_ms, run_ns / 1e6)
         outcome = outcomes.raised(payload) if is_error else outcomes.returned(payload)
-        # The kernel may have chosen a child of the runtime, which then answers all the same. What
-        # is left of it is not to be trusted with another event.
-        is_worn = environment.ran_out_of_memory
         self._close(environment, attempt, outcome, run_ns)
         environment.move(Signal.ANSWERED)
-        if is_worn:
-            self._end(environment)
-            self.assign()
-            self._rested(self.version.function)
-        else:
-            self._rest(environment)
+        # The kernel may have chosen a child of the runtime, which then answers all the same. What
+        # is left of it is not to be trusted with another event. Nobody waits for this look if
+        # there is none: the next one is asked for before.
+        if self.queue and environment.ran_out_of_memory:
+            self._wear_out(environment)
+            return
+        self._rest(environment)
+        if environment.state is State.IDLE and environment.ran_out_of_memory:
+            self.idle.remove(environment)
+            self._wear_out(environment)
+
+    def _wear_out(self, environment: Environment) -> None:
+        self._end(environment)
+        self.assign()
+        self._rested(self.version.function)
 
     def broke_protocol(self, environment: Environment) -> None:
         attempt = self._running.pop(environment, None)
@@ -334,9 +340,12 @@ class Fleet:
         elif self.queue or self.is_superseded:
             self._end(environment)
         else:
-            environment.rest(self._loop.time())
+            environment.idle_since = self._loop.time()
             self.idle.append(environment)
+            self._rested(self.version.function)  # which asks for its next event
+            environment.rest()
             self._pool.used(self.version)
+            return
         self._rested(self.version.function)
 
     def _end(self, environment: Environment) -> None:

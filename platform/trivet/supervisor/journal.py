@@ -6,8 +6,11 @@ bounded in rate, cut into lines, and stored as the handler's: a line cannot pass
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
+from collections.abc import Callable
+from functools import partial
 
 from trivet.core.functions import FunctionVersion
 from trivet.core.outcomes import Outcome
@@ -44,6 +47,8 @@ class Journal:
         self._partial = b""
         self._request_id = ""
         self._tail: bytearray | None = None
+        self._owed: Callable[[], None] | None = None  # END and REPORT of what has ended
+        self._is_closed = False
         self.dropped_bytes = 0
         self._is_flooded = False  # some of what was read last was dropped
         self._reported_drops = 0
@@ -122,6 +127,7 @@ class Journal:
     # ------------------------------------------------------------------ the platform's lines
 
     def begin(self, request_id: str, *, keep_tail: bool) -> None:
+        self._settle()
         if self._partial:
             self._flush_partial()
         self._request_id = request_id
@@ -135,9 +141,34 @@ class Journal:
         run_ns: int,
         billed_ms: int,
         init_ns: int | None,
-        peak_mb: int,
+        peak_mb: Callable[[], int],
     ) -> bytes:
-        """END and REPORT. Returns the last 4 KB of this invocation's log, if they were kept."""
+        """END and REPORT. Returns the last 4 KB of this invocation's log, if they were kept.
+
+        Where they were not, nobody waits for these lines: they are written once this turn of the
+        loop has sent what it has to send.
+        """
+        self._owed = partial(self._write_end, outcome, run_ns, billed_ms, init_ns, peak_mb)
+        if self._tail is None and not self._is_closed:
+            asyncio.get_running_loop().call_soon(self._settle)
+            return b""
+        self._settle()
+        tail, self._tail = self._tail, None
+        return bytes(tail[-TAIL_BYTES:]) if tail is not None else b""
+
+    def _settle(self) -> None:
+        owed, self._owed = self._owed, None
+        if owed is not None:
+            owed()
+
+    def _write_end(
+        self,
+        outcome: Outcome,
+        run_ns: int,
+        billed_ms: int,
+        init_ns: int | None,
+        peak_mb: Callable[[], int],
+    ) -> None:
         self._read_all()
         self._flush_partial()
         request_id = self._request_id
@@ -147,7 +178,7 @@ class Journal:
         parts = [
             f"REPORT RequestId: {request_id}\tDuration: {run_ns / 1e6:.2f} ms\t"
             f"Billed Duration: {billed_ms} ms\tMemory Size: {self._version.memory_mb} MB\t"
-            f"Max Memory Used: {peak_mb} MB\t"
+            f"Max Memory Used: {peak_mb()} MB\t"
         ]
         if init_ns is not None:
             parts.append(f"Init Duration: {init_ns / 1e6:.2f} ms\t")
@@ -156,8 +187,6 @@ class Journal:
             if outcome.error_type:
                 parts.append(f"\tError Type: {outcome.error_type}")
         self._add("platform", "".join(parts))
-        tail, self._tail = self._tail, None
-        return bytes(tail[-TAIL_BYTES:]) if tail is not None else b""
 
     def init_report(self, status: str, init_ns: int) -> None:
         """The line for an initialisation that did not end well."""
@@ -168,5 +197,7 @@ class Journal:
 
     def close(self) -> None:
         """Keep what is left in the pipe; its owner closes it."""
+        self._settle()
+        self._is_closed = True
         self._read_all()
         self._flush_partial()
