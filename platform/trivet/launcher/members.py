@@ -175,6 +175,13 @@ class Member:
         if self.spec.stands_by:
             self.standby_due = time.monotonic() + STANDBY_AGAIN_S
 
+    def kill_leaving(self, now: float = float("inf")) -> None:
+        """Kill those that were to have left by `now` (of the monotonic clock)."""
+        for process in self.leaving:
+            if process.due is not None and now >= process.due:
+                process.due = None
+                process.signal(signal.SIGKILL)
+
     def left(self, process: Process) -> None:
         """One that was leaving is reaped."""
         process.close()

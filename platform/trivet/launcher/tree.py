@@ -8,12 +8,13 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from trivet.errors import TrivetError
 from trivet.launcher import announce, kernel, processes
+from trivet.launcher.ending import Ending, grace_s, hurry
 from trivet.launcher.link import GATEWAY, PROVISIONER, SUPERVISOR
 from trivet.launcher.members import Member, Pair, Servant, Server, Service, State
 from trivet.launcher.orders import ALL, ZYGOTES, Order, Orders
@@ -21,15 +22,8 @@ from trivet.launcher.processes import Process
 from trivet.launcher.refusals import EXIT_UNUSABLE, PartFailed, Unusable
 from trivet.launcher.restarts import spoken
 from trivet.launcher.rolling import Rolling
-from trivet.launcher.services import ADAPTERS
+from trivet.launcher.standbys import Standbys
 
-# Grace of each part at the end. The gateway finishes the calls in flight, up to the 29 s that
-# AWS gives an HTTP integration; who waits longer for a function gets an error at the end.
-_GRACE_S = {GATEWAY: 30.0, ADAPTERS: 10.0, SUPERVISOR: 10.0}
-_SERVICE_GRACE_S = 10.0
-_ZYGOTE_GRACE_S = 1.0  # it only kills what it started
-_PROVISIONER_GRACE_S = 5.0  # it takes networks down, which the kernel does one by one
-_SERVER_GRACE_S = 10.0  # its last flush to a slow disk
 _ORPHAN_GRACE_S = 2.0
 
 # Before it was ever ready, a part gets this many tries.
@@ -76,10 +70,10 @@ class Tree:
         self._selector = selectors.DefaultSelector()
         self._rolling: Rolling | None = None
         self._orders = Orders(run_path, take=self._ordered) if run_path is not None else None
-        self._stages: list[list[Member]] = []
+        self._standbys = Standbys(self._members, watch=self._watch)
+        self._ending: Ending | None = None
         self._failure: TrivetError | None = None
         self._was_ready = False
-        self._is_ending = False
         self._has_doomed = False  # a supervisor died, and not all that was its own has ended
         # Children of whoever exec'd us are not ours to end.
         self._strangers: set[int] = set()
@@ -123,7 +117,9 @@ class Tree:
 
     def _turn(self) -> None:
         dues = [m.due for m in self._members if m.due is not None and not self._is_held(m)]
-        dues += self._side_dues()
+        dues += self._standbys.dues()
+        if self._rolling is not None:
+            dues.append(time.monotonic() + _ROLLING_LOOK_S)
         timeout_s = min([self._trim_at, *dues]) - time.monotonic()
         for key, _ in self._selector.select(max(0.0, timeout_s)):
             # What came before it in this turn may have been its end.
@@ -133,7 +129,7 @@ class Tree:
         for member in self._members:
             if member.due is not None and now >= member.due and not self._is_held(member):
                 self._attend(member)
-            self._tend(member, now)
+        self._standbys.tend(now)
         if now >= self._trim_at:
             self._trim_at = now + _TRIM_EVERY_S
             for member in self._members:
@@ -145,8 +141,8 @@ class Tree:
             self._clear_environments()
         if self._rolling is not None and self._rolling.has_ended():
             self._rolling = None
-        if self._is_ending:
-            self._next_stage()
+        if self._ending is not None:
+            self._ending.go_on()
         elif not self._was_ready and self._all_ready():
             self._was_ready = True
             self._on_ready()
@@ -154,7 +150,7 @@ class Tree:
     def _woken(self, wakeups: socket.socket) -> None:
         for number in wakeups.recv(4096):
             if number == signal.SIGINT and self._is_ending:
-                self._hurry()
+                hurry(self._members)
             elif number in _END_SIGNALS and not self._is_ending:
                 self._on_ending()
                 self._begin_end()
@@ -182,38 +178,6 @@ class Tree:
                 member.kill()
             else:
                 self._fail(member, "did not become ready in time")
-
-    def _side_dues(self) -> list[float]:
-        """When those that stand by or leave want attention, and a rolling restart."""
-        dues = [p.due for m in self._members for p in m.leaving if p.due is not None]
-        dues += [m.standby_due or 0.0 for m in self._members if self._wants_standby(m)]
-        if self._rolling is not None:
-            dues.append(time.monotonic() + _ROLLING_LOOK_S)
-        return dues
-
-    def _wants_standby(self, member: Member) -> bool:
-        is_due = member.standby_due is not None and member.standby is None
-        return is_due and member.state is State.READY and not self._is_ending
-
-    def _tend(self, member: Member, now: float) -> None:
-        """Look after those of its processes that do not serve."""
-        for process in member.leaving:
-            if process.due is not None and now >= process.due:
-                process.due = None
-                process.signal(signal.SIGKILL)
-        if self._wants_standby(member) and now >= (member.standby_due or 0.0):
-            self.prepare(member)
-
-    def prepare(self, member: Member) -> Process | None:
-        """Start a standby of `member`; None if it cannot be started."""
-        try:
-            process = member.stand_by()
-        except OSError as error:
-            member.standby_died()
-            announce.say_loudly(f"{member.name} has no standby: it could not be started ({error})")
-            return None
-        self._watch(member, process)
-        return process
 
     def _watch(self, member: Member, process: Process) -> None:
         """Hear what `process` says."""
@@ -270,7 +234,7 @@ class Tree:
         if refusal is not None and self._failure is None and not self._is_ending:
             self._failure = refusal
             self._begin_end()
-            self._hurry()
+            hurry(self._members)
 
     def _all_ready(self) -> bool:
         waiting = (*self.servers, *self.services)
@@ -317,7 +281,7 @@ class Tree:
         if not members:
             return order.end(f"there is no {part} here")
         self._rolling = Rolling(
-            members, self.servants, prepare=self.prepare, tell=order.tell, ended=order.end
+            members, self.servants, prepare=self._standbys.prepare, tell=order.tell, ended=order.end
         )
 
     # ------------------------------------------------------------------ what died
@@ -383,7 +347,7 @@ class Tree:
         self._has_doomed = True
         for servant in self.servants:
             if servant.is_with_supervisor:
-                servant.end(_grace_s(servant))
+                servant.end(grace_s(servant))
         # Their zygotes kill them, but a frozen one would not die before it is thawed.
         self._clear_environments()
 
@@ -408,52 +372,24 @@ class Tree:
             message = f"the platform cannot start: {member.name} {what}{said}"
             self._failure = PartFailed(message, hint=where, lines=member.tail().splitlines()[-10:])
         self._begin_end()
-        self._hurry()
+        hurry(self._members)
 
     # -------------------------------------------------------------------- the end
 
+    @property
+    def _is_ending(self) -> bool:
+        return self._ending is not None
+
     def _begin_end(self) -> None:
-        self._is_ending = True
-        by_name = {service.name: service for service in self.services}
-        first = [by_name.pop(n) for n in (GATEWAY, ADAPTERS) if n in by_name]
-        last = [by_name.pop(n) for n in (SUPERVISOR,) if n in by_name]
-        stages: list[Iterable[Member]] = [
-            *([service] for service in first),
-            by_name.values(),
-            last,
-            self._zygotes,
-            self.servants,  # the networks go after those who are in them
-            self.servers,
-        ]
-        self._stages = [list(stage) for stage in stages]
+        self._ending = Ending(self.servers, self.services, self.servants)
         if self._rolling is not None:
             self._rolling.give_up("the platform is ending")
             self._rolling = None
+        self._standbys.end()
         for member in self._members:
-            member.dismiss()
             if not member.is_alive:
                 member.gone()
-        self._next_stage()
-
-    def _next_stage(self) -> None:
-        """When all of a stage are gone, ask the next one to end."""
-        while self._stages:
-            for member in self._stages[0]:
-                if member.state in (State.STARTING, State.READY):
-                    member.end(_grace_s(member))
-            if not all(member.is_over for member in self._stages[0]):
-                return
-            self._stages.pop(0)
-
-    def _hurry(self) -> None:
-        for member in self._members:
-            for process in member.leaving:
-                process.signal(signal.SIGKILL)
-            if isinstance(member, Servant) and not member.is_zygote and member.is_alive:
-                member.end(_grace_s(member))  # killed, it would leave its networks behind
-                continue
-            member.state = State.ENDING if member.is_alive else State.GONE
-            member.kill()
+        self._ending.go_on()
 
     def _kill_everything(self) -> None:
         """Members, if the loop was left early; then whatever they left behind."""
@@ -477,14 +413,6 @@ class Tree:
         for pid in processes.children() - self._strangers - ours:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-
-
-def _grace_s(member: Member) -> float:
-    if isinstance(member, Servant):
-        return _ZYGOTE_GRACE_S if member.is_zygote else _PROVISIONER_GRACE_S
-    if isinstance(member, Server):
-        return _SERVER_GRACE_S
-    return _GRACE_S.get(member.name, _SERVICE_GRACE_S)
 
 
 def _is_optional(member: Member) -> bool:
