@@ -282,6 +282,17 @@ def test_nobody_who_lives_is_taken_for_dead(server: Server, clock: Clock) -> Non
     explore(server, clock, Lease, examples=10, steps=30)
 
 
+def test_who_is_taken_for_dead_at_the_last_instant_knows_it(server: Server, clock: Clock) -> None:
+    """Its key went with the server's memory in the very instant in which it was renewed."""
+    LeaseMachine.server, LeaseMachine.clock, LeaseMachine.lease_kind = server, clock, Lease
+    machine = LeaseMachine()
+    machine.express_comes_back_empty()
+    machine.time_passes(LEASE_S)
+    machine.sweep("a")
+    assert "b" not in machine.alive
+    machine.teardown()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_nobody_who_lives_is_taken_for_dead_in_very_many_orders(

@@ -75,7 +75,7 @@ class Lease:
 
     def _check_lapse(self) -> None:
         """By when the renewal was asked for, and not answered: the key may expire that early."""
-        if self._renewed_at is not None and time.monotonic() - self._renewed_at > self._lease_s:
+        if self._renewed_at is not None and time.monotonic() - self._renewed_at >= self._lease_s:
             self._renewed_at = None
             log.error("lease.lapsed", node=self._node)
             self._on_lapse()
