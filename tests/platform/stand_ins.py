@@ -59,6 +59,8 @@ def launch(settings_json: str, plan_json: str, arguments: Sequence[str]) -> int:
     from trivet.runtimes import Runtime
     from trivet.settings import Settings
 
+    # Whoever started the tests in the background of a script has them ignore it, and so would we.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     plan: dict[str, str] = json.loads(plan_json)
     servants_of = {name: plan.pop(name) for name in ("provisioner",) if name in plan}
     variables = {REPORT_TO: os.environ[REPORT_TO]}
