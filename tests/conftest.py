@@ -1,11 +1,20 @@
 """Fixtures that every test may use."""
 
+import gc
+
 import pytest
 from hypothesis import settings
 
 # A loaded machine is no reason to fail: hypothesis would take a slow example for a slow program.
 settings.register_profile("trivet", deadline=None)
 settings.load_profile("trivet")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """What is imported by now stays to the end: no collection of a test need look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -55,8 +55,15 @@ def services(tmp_path: Path) -> Services:
     )
 
 
+@pytest.fixture(scope="module")
+def leaving() -> Iterator[ExitStack]:
+    """Servers that were asked to end: one looks ten times a second, and no test waits for that."""
+    with ExitStack() as leaving:
+        yield leaving
+
+
 @pytest.fixture
-def open_door(services: Services) -> Opener:
+def open_door(services: Services, leaving: ExitStack) -> Opener:
     @contextmanager
     def opened(tables: Mapping[str, Mapping[str, Operation]]) -> Iterator[str]:
         verifier = Verifier({ACCESS_KEY: SECRET}.get, "us-east-1")
@@ -65,15 +72,15 @@ def open_door(services: Services) -> Opener:
             door, http="httptools", ws="none", lifespan="off", loop="uvloop", log_config=None
         )
         server = uvicorn.Server(config)
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            # Connections wait in the listener until the server takes them.
-            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-            thread.start()
-            try:
-                yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-            finally:
-                server.should_exit = True
-                thread.join()
+        listener = leaving.enter_context(socket.create_server(("127.0.0.1", 0)))
+        # Connections wait in the listener until the server takes them.
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        leaving.callback(thread.join)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
 
     return opened
 

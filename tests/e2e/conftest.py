@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 import os
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,8 @@ import pytest
 from botocore.config import Config
 
 BIN = Path(sys.executable).parent
+# Generous: the gateway alone may take 30 s for the calls in flight.
+END_WITHIN_S = 60.0
 ROLE = "arn:aws:iam::123456789012:role/lambda-execution-role"
 
 
@@ -39,6 +44,7 @@ class Running:
     settings: dict[str, str]
     env: dict[str, str] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
+    launcher: int = -1  # a pidfd, which cannot come to mean another process
 
     @property
     def variables(self) -> dict[str, str]:
@@ -61,6 +67,26 @@ class Running:
         assert started.returncode == 0, started.stdout + started.stderr
         self.env = json.loads(self.trivet("env", "--json").stdout)
         self.state = json.loads((self.data / "run" / "platform.json").read_text())
+        self.close()
+        self.launcher = os.pidfd_open(int(self.state["pid"]))
+
+    def ask_to_end(self) -> None:
+        """As `trivet down` does."""
+        with suppress(OSError):  # a test has ended it, or it never ran
+            signal.pidfd_send_signal(self.launcher, signal.SIGTERM)
+
+    def ended(self) -> None:
+        """Wait until it has ended; whoever took its place is ended too."""
+        if self.launcher >= 0:
+            assert select.select([self.launcher], [], [], END_WITHIN_S)[0], self.data
+        if (self.data / "run" / "platform.json").exists():
+            self.down()
+        self.close()
+
+    def close(self) -> None:
+        if self.launcher >= 0:
+            os.close(self.launcher)
+            self.launcher = -1
 
     def down(self) -> None:
         self.trivet("down")
@@ -134,8 +160,11 @@ def start_platform() -> Iterator[Callable[..., Running]]:
         return running
 
     yield start
+    # All together: each waits for its parts.
     for running in started:
-        running.down()
+        running.ask_to_end()
+    for running in started:
+        running.ended()
         shutil.rmtree(running.data)
 
 

@@ -36,7 +36,7 @@ def test_whoever_silences_a_checker_says_why() -> None:
     silenced = [
         f"{path.relative_to(ROOT)}:{token.start[0]}: {token.string}"
         for path in files()
-        if path.suffix == ".py"
+        if path.suffix == ".py" and SILENCER.search(path.read_text())
         for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline)
         if token.type == tokenize.COMMENT
         if SILENCER.search(token.string) and not REASONED.search(token.string)

@@ -34,8 +34,12 @@ class Module:
     def tree(self) -> ast.Module:
         return ast.parse(self.path.read_bytes())
 
-    def imports(self) -> Iterator[tuple[str, str | None]]:
+    @cache  # noqa: B019  # there are as many as modules, which are kept too
+    def imports(self) -> tuple[tuple[str, str | None], ...]:
         """(module, name): ("trivet.bus", "keys") for `from trivet.bus import keys`."""
+        return tuple(self._imports())
+
+    def _imports(self) -> Iterator[tuple[str, str | None]]:
         for node in ast.walk(self.tree()):
             if isinstance(node, ast.Import):
                 for alias in node.names:

@@ -6,8 +6,10 @@ import io
 import subprocess
 import tempfile
 import zipfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from copy import copy
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
@@ -154,23 +156,55 @@ class _Raw(io.BytesIO):
         yield self.read()
 
 
+class Clients:
+    """The real clients, each made once: most of what one costs is the models that it reads."""
+
+    def __init__(self) -> None:
+        session = Session()
+        session.get_component("data_loader").search_paths.append(OWN_MODELS)
+        self._session = boto3.Session(botocore_session=session)
+        self._made: dict[str, Any] = {}
+        self.enter: Callable[[AWSPreparedRequest], Coroutine[Any, Any, AWSResponse]]
+
+    def of(self, service: str) -> Any:
+        if service not in self._made:
+            made = self._session.client(
+                service,
+                endpoint_url="http://127.0.0.1:4566",
+                region_name="us-east-1",
+                aws_access_key_id=ACCESS_KEY,
+                aws_secret_access_key=SECRET,
+                config=Config(retries={"max_attempts": 0}, parameter_validation=False),
+            )
+            made.meta.events.register(f"before-send.{service}", self._before_send)
+            self._made[service] = made
+        return self._made[service]
+
+    def _before_send(self, request: AWSPreparedRequest, **_: Any) -> AWSResponse:
+        return anyio.from_thread.run(self.enter, request)
+
+
 @pytest.fixture(scope="session")
-def session() -> boto3.Session:
-    """Keeps the models that clients are made from."""
-    botocore_session = Session()
-    botocore_session.get_component("data_loader").search_paths.append(OWN_MODELS)
-    return boto3.Session(botocore_session=botocore_session)
+def clients() -> Clients:
+    return Clients()
 
 
-@pytest.fixture
-def call(services: Services, session: boto3.Session) -> Call:
-    """The real client, whose requests go through the real door without a network."""
+@cache
+def _bare_door() -> Door:
+    """A door to nothing. Its models and routes take long to read, and no test changes them."""
     tables = {
         "lambda": lambda_.OPERATIONS,
         "apigatewayv2": apigatewayv2.OPERATIONS,
         "trivet": own.OPERATIONS,
     }
-    door = Door(services, Verifier({ACCESS_KEY: SECRET}.get, "us-east-1"), tables)
+    return Door(cast(Any, None), Verifier({ACCESS_KEY: SECRET}.get, "us-east-1"), tables)
+
+
+@pytest.fixture
+def call(services: Services, clients: Clients) -> Call:
+    """The real client, whose requests go through the real door without a network."""
+    door = copy(_bare_door())
+    door._services, door._kept_bytes = services, {}
 
     async def enter(request: AWSPreparedRequest) -> AWSResponse:
         url = urlsplit(request.url)
@@ -197,21 +231,10 @@ def call(services: Services, session: boto3.Session) -> Call:
         raw = _Raw(b"".join(message.get("body", b"") for message in sent[1:]))
         return AWSResponse(request.url, sent[0]["status"], headers, cast(Any, raw))
 
+    clients.enter = enter
+
     def called(service: str, operation: str, settings: dict[str, Any]) -> Any:
-        client = session.client(
-            service,
-            endpoint_url="http://127.0.0.1:4566",
-            region_name="us-east-1",
-            aws_access_key_id=ACCESS_KEY,
-            aws_secret_access_key=SECRET,
-            config=Config(retries={"max_attempts": 0}, parameter_validation=False),
-        )
-
-        def before_send(request: AWSPreparedRequest, **_: Any) -> AWSResponse:
-            return anyio.from_thread.run(enter, request)
-
-        client.meta.events.register(f"before-send.{service}", before_send)
-        return getattr(client, operation)(**settings)
+        return getattr(clients.of(service), operation)(**settings)
 
     async def call(service: str, operation: str, **settings: Any) -> Any:
         return await anyio.to_thread.run_sync(called, service, operation, settings)
