@@ -10,9 +10,15 @@ settings.register_profile("trivet", deadline=None)
 settings.load_profile("trivet")
 
 
+def pytest_configure() -> None:
+    """While the tests are imported there is no garbage worth a look at everything else."""
+    gc.disable()
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
     """What is imported by now stays to the end: no collection of a test need look at it again."""
+    gc.enable()
     gc.collect()
     gc.freeze()
 

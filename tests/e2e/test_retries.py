@@ -34,13 +34,14 @@ def deploy(hasty: Running, request: pytest.FixtureRequest) -> Deploy:
 def ended(running: Running, function: Deployed, count: int = 1) -> list[dict[bytes, bytes]]:
     """The entries of the function's ledger, once there are so many."""
     socket = str(running.data / "run" / "durable.sock")
-    ends = time.monotonic() + 30
+    ledger = keys.ledger(function.name)
     with redis.Redis(unix_socket_path=socket) as durable:
-        while time.monotonic() < ends:
-            entries: Any = durable.xrange(keys.ledger(function.name))
-            if len(entries) >= count:
-                return [fields for _, fields in entries]
-    raise AssertionError(f"{len(entries)} of {count} events ended")
+        entries: Any = durable.xrange(ledger)
+        while len(entries) < count:
+            last = entries[-1][0] if entries else "0"
+            assert durable.xread({ledger: last}, block=30_000), f"{len(entries)} of {count} ended"
+            entries = durable.xrange(ledger)
+    return [fields for _, fields in entries]
 
 
 def progress(entry: dict[bytes, bytes]) -> Progress:
