@@ -150,6 +150,20 @@ async def test_a_commit_that_is_sent_twice_is_metered_once(lane: Lane, durable: 
     assert (await BillStore(durable).month(reading(delivery).month))["hello"].requests == 1
 
 
+async def test_marks_of_metered_batches_do_not_pile_up(lane: Lane, durable: Redis) -> None:
+    publisher, taker = await lane.publisher(), Holder()
+    intake = await lane.intake(taker)
+    await publisher.publish(event())
+    intake.rung("hello")
+    await until(lambda: bool(taker.held))
+    for _ in range(20):
+        intake.meter([reading(taker.held[0])])
+        await intake.committed()
+    assert len(await durable.keys(keys.commit_mark("hello", "*"))) == 1
+    month = reading(taker.held[0]).month
+    assert (await BillStore(durable).month(month))["hello"].requests == 20
+
+
 async def test_an_idempotency_key_is_accepted_once(lane: Lane, durable: Redis) -> None:
     publisher = await lane.publisher()
     assert await publisher.publish(event(), once="slot-1")

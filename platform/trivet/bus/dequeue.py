@@ -106,6 +106,7 @@ class DurableIntake:
             take=self._take,
         )
         self._dead_among = dead_among
+        self._spent: dict[str, list[str]] = {}  # by function: marks of batches that are on disk
         self._billed: set[tuple[str, str]] = set()  # (month, function) the server knows about
         self.malformed = 0  # entries since the start
         self.has_peers = False  # whether other nodes ever took events from this server
@@ -212,16 +213,19 @@ class DurableIntake:
         """Meter a batch of one function's express attempts; `then` is called once it is on disk."""
         function, month = readings[0].function, readings[0].month
         usage = usage_of(readings)
+        mark = keys.commit_mark(function, secrets.token_hex(8))
+        spent = self._spent.pop(function, [])
         commands = [
             *self._bill_noted(month, function),
             pack(
                 (
                     b"EVALSHA",
                     METER.sha,
-                    b"3",
-                    keys.commit_mark(function, secrets.token_hex(8)),
+                    3 + len(spent),
+                    mark,
                     keys.readings(function),
                     keys.month_bill(function, month),
+                    *spent,
                     MARK_LIFETIME_S,
                     pack_readings(readings),
                     usage.requests,
@@ -231,7 +235,13 @@ class DurableIntake:
                 )
             ),
         ]
-        self._commits.send(b"".join(commands), len(commands), lambda _: then() if then else None)
+
+        def on_disk(_: int) -> None:
+            self._spent.setdefault(function, []).append(mark)
+            if then is not None:
+                then()
+
+        self._commits.send(b"".join(commands), len(commands), on_disk)
 
     def retry(self, delivery: frames.Delivery) -> None:
         """It could not be run now, which is not its fault: it waits, and then goes to anyone."""
