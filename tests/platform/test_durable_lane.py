@@ -13,7 +13,7 @@ import anyio.lowlevel
 import pytest
 from redis.asyncio import Redis
 
-from trivet.bus import frames, keys
+from trivet.bus import enqueue, frames, keys
 from trivet.bus.dequeue import DurableIntake
 from trivet.bus.enqueue import DurablePublisher
 from trivet.bus.resp import Address
@@ -179,6 +179,23 @@ async def test_a_full_lane_is_an_error_and_loses_nothing(lane: Lane, durable: Re
     with pytest.raises(Throttled):
         await publisher.publish(event())
     assert await durable.xlen(keys.durable_stream("hello")) == 2
+
+
+async def test_who_publishes_does_not_wait_for_ever(
+    lane: Lane, durable: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enqueue, "ACCEPT_WITHIN_S", 0.05)
+    publisher = await lane.publisher()
+    await durable.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
+    try:
+        with pytest.raises(Unavailable, match="may have been accepted"):
+            await publisher.publish(event())
+    finally:
+        await durable.execute_command("CLIENT", "UNPAUSE")
+    assert "0 in flight" in repr(publisher)
+    while not await durable.xlen(keys.durable_stream("hello")):
+        await anyio.lowlevel.checkpoint()
+    assert await publisher.publish(event())  # what came late harms nobody
 
 
 async def test_what_cannot_be_run_is_not_accepted(lane: Lane, durable: Redis) -> None:

@@ -84,11 +84,7 @@ class DurablePublisher:
             raise Throttled("Rate Exceeded.", Reason="CallerRateLimitExceeded")
         self._in_flight += 1
         try:
-            with anyio.fail_after(ACCEPT_WITHIN_S):
-                answer = await self._enqueue(event, once)
-        except TimeoutError:
-            message = "The durable lane did not answer in time; the event may have been accepted."
-            raise Unavailable(message) from None
+            answer = await self._enqueue(event, once)
         finally:
             self._in_flight -= 1
         if answer < 0:
@@ -141,7 +137,11 @@ class DurablePublisher:
         )
         # Behind the event, so that a sweep that finds the name finds the event too.
         out.send(pack((b"SADD", keys.BACKLOG, function)), _ignored)
-        return await answer
+        deadline = self._loop.call_later(ACCEPT_WITHIN_S, _give_up, answer)
+        try:
+            return await answer
+        finally:
+            deadline.cancel()
 
     async def _reconnected(self) -> Connection:
         try:
@@ -202,6 +202,12 @@ class DurablePublisher:
             await connection.lost
         finally:
             self._bell = None
+
+
+def _give_up(answer: asyncio.Future[int]) -> None:
+    if not answer.done():
+        message = "The durable lane did not answer in time; the event may have been accepted."
+        answer.set_exception(Unavailable(message))
 
 
 def _ignored(reply: Any) -> None:
