@@ -360,8 +360,7 @@ def _instant(stamp: str) -> datetime:
     try:
         if _STAMP.match(stamp) is None:
             raise ValueError(stamp)
-        date, time = (int(stamp[:4]), int(stamp[4:6]), int(stamp[6:8])), stamp[9:15]
-        return datetime(*date, int(time[:2]), int(time[2:4]), int(time[4:]), tzinfo=UTC)
+        return datetime.fromisoformat(stamp)
     except ValueError:
         raise _incomplete(
             f"Date must be in ISO-8601 'basic format'. Got '{stamp}'. "
