@@ -186,12 +186,12 @@ async def test_who_publishes_does_not_wait_for_ever(
 ) -> None:
     monkeypatch.setattr(enqueue, "ACCEPT_WITHIN_S", 0.05)
     publisher = await lane.publisher()
-    await durable.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
+    await durable.client_pause(60_000, all=False)
     try:
         with pytest.raises(Unavailable, match="may have been accepted"):
             await publisher.publish(event())
     finally:
-        await durable.execute_command("CLIENT", "UNPAUSE")
+        await durable.client_unpause()
     assert "0 in flight" in repr(publisher)
     while not await durable.xlen(keys.durable_stream("hello")):
         await anyio.lowlevel.checkpoint()
