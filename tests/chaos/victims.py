@@ -24,9 +24,10 @@ def find(launcher: int, part: str) -> list[int]:
     """The pids that play it: one or none of a service, any number of environments."""
     family = descendants(launcher)
     if part == ENVIRONMENT:
-        # They have no command line to know them by; spares are among them.
+        # They have no command line, unlike the template beside them; spares are among them.
         zygotes = find(launcher, "zygote")
-        return sorted(pid for pid in family if _parent(pid) in zygotes)
+        named = {pid for pid in family if _plays(pid, SERVICES["zygote"])}
+        return sorted(pid for pid in family - named if _parent(pid) in zygotes)
     return [pid for pid in family if _parent(pid) == launcher and _plays(pid, SERVICES[part])]
 
 

@@ -71,9 +71,10 @@ def parent(pid: int) -> int:
 
 
 def environments(running: Running) -> set[int]:
-    """Those of Python, spares too. They have no command line to know them by."""
+    """Those of Python, spares too. They have no command line, unlike the template beside them."""
     zygote = service(running, "--kind python")
-    return {pid for pid in descendants(zygote) if parent(pid) == zygote}
+    named = set(processes(running, "--kind python"))
+    return {pid for pid in descendants(zygote) - named if parent(pid) == zygote}
 
 
 VICTIMS = {

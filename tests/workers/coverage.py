@@ -20,8 +20,8 @@ from tests.workers import driver, recorder
 from tests.workers.recorder import LINES
 
 MODULES = (
-    *("doors", "errands", "filters", "heritage", "isolation", "kernel", "landlock", "link"),
-    *("making", "trials", "view", "zygote"),
+    *("doors", "filters", "heritage", "isolation", "kernel", "landlock", "link"),
+    *("making", "template", "trials", "view", "zygote"),
 )
 PATHS = [str(driver.WORKERS / f"trivet_worker/{name}.py") for name in MODULES]
 TESTS = [

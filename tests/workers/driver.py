@@ -73,14 +73,21 @@ needed = view.outermost({needed!r})
 for folder in sorted(set(map(closed, needed)) - {{None}}):
     trees = [(path, view.clone(path)) for path in needed if view.is_inside(path, folder)]
     kernel.mount("tmpfs", folder, 0, "mode=755,size=1m")
-    view.keep_visible(dict(trees))
+    for path, _ in trees:
+        os.makedirs(path, mode=0o755, exist_ok=True)
+    view.attach(dict(trees))
 """
 
 _DOORS = (wire.DOOR_AWS, wire.DOOR_NAMES, wire.DOOR_RUNTIME)
 
-# As on a machine that refuses user namespaces: the last one allows no further one, and running a
-# program takes the power away that came with it.
+# As in a container that refuses user namespaces: the last one allows no further one, and running a
+# program takes the power away that came with it. As containers do, it has no clone3.
 _WITHOUT_NAMESPACES = """
+import errno, struct
+kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+hidden = struct.pack("=HBBIHBBIHBBIHBBI", 0x20, 0, 0, 0, 0x15, 0, 1, 435,
+    0x06, 0, 0, 0x50000 | errno.ENOSYS, 0x06, 0, 0, 0x7FFF0000)
+kernel.call(*kernel.filtering(hidden))
 kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
 kernel.unshare(kernel.CLONE_NEWUSER)
 for name, content in ("uid_map", "{uid} {uid} 1"), ("sys/user/max_user_namespaces", "0"):
@@ -219,6 +226,7 @@ class Zygote:
     uids: Iterator[int]
     task_root: str = "/var/task"
     bits: int = 0
+    template: int = 0  # the pid of its template
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     unread: list[Message] = field(default_factory=list)
     environments: list[Environment] = field(default_factory=list)
@@ -313,6 +321,12 @@ class Zygote:
         self.environments.append(environment)
         return environment
 
+    def children(self) -> set[int]:
+        """The pids of its children, but for the template."""
+        pid = self.process.pid
+        listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return {int(each) for each in listed} - {self.template}
+
     def adopt(self, environment: Environment) -> None:
         """Tell this zygote of an environment whose own has died."""
         pidfd = (environment.pidfd,)
@@ -385,6 +399,7 @@ def start_zygote(
     ready = zygote.expect(wire.READY, 0)
     assert ready.first == wire.PROTOCOL
     zygote.bits = ready.second
+    (zygote.template,) = zygote.children()
     return zygote
 
 

@@ -134,11 +134,6 @@ class Supervisor:
     def count_descriptors(self) -> int:
         return len(os.listdir(f"/proc/{self._zygote.process.pid}/fd"))
 
-    def _children(self) -> str:
-        pid = self._zygote.process.pid
-        with open(f"/proc/{pid}/task/{pid}/children") as file:
-            return file.read()
-
     def give(self, orders: list[Order]) -> None:
         """Send them and see them answered. Nothing is left of them then, but what was adopted."""
         expected: Counter[int] = Counter()
@@ -157,7 +152,7 @@ class Supervisor:
             message = self._zygote.receive()
             assert message.kind == wire.EXITED
             started.remove(message.number)
-        driver.until(lambda: not self._children())
+        driver.until(lambda: not self._zygote.children())
         driver.until(lambda: self.count_descriptors() == self._descriptors)
 
     def _judge(self, order: Order, expected: Counter[int]) -> None:

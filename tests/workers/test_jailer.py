@@ -87,11 +87,6 @@ def _descriptors(zygote: Zygote) -> set[int]:
     return {int(name) for name in os.listdir(f"/proc/{zygote.process.pid}/fd")}
 
 
-def _children(zygote: Zygote) -> str:
-    pid = zygote.process.pid
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text()
-
-
 @contextmanager
 def _room_for(zygote: Zygote, count: int) -> Iterator[None]:
     """Let a zygote open only so many more descriptors."""
@@ -126,7 +121,7 @@ def _refuse(zygote: Zygote, number: int) -> None:
 
 def _is_as_before(zygote: Zygote, descriptors: set[int], folder: Path) -> None:
     """It has let go of everything, and does its work."""
-    driver.until(lambda: not _children(zygote))
+    driver.until(lambda: not zygote.children())
     environment = zygote.spawn(folder)
     environment.init(task_root=None if zygote.bits & wire.ISOLATION_MOUNT else str(folder))
     assert environment.invoke().json == "hello"
@@ -135,19 +130,28 @@ def _is_as_before(zygote: Zygote, descriptors: set[int], folder: Path) -> None:
 
 
 @needs_root
-@pytest.mark.parametrize("room", [3, 4, 5])
 @pytest.mark.parametrize("is_bare", [False, True], ids=["root", "bare"])
 def test_without_room_for_its_descriptors_an_environment_is_refused(
-    code: Code, room: int, is_bare: bool
+    code: Code, is_bare: bool
 ) -> None:
-    """Three come with the command, two are its report's, one tells of its end."""
+    """Whichever of them it is that there is no room for. Three come with the command."""
     zygote = driver.start_zygote(without_namespaces=is_bare)
     folder, before = code(_HELLO), _descriptors(zygote)
-    with _room_for(zygote, room):
-        environment = zygote.send_spawn(folder)
-        assert zygote.refused(environment.number).first == errno.EMFILE
-    _is_as_before(zygote, before, folder)
+    kinds = [wire.REFUSED]
+    for room in itertools.count(3):
+        with _room_for(zygote, room):
+            environment = zygote.send_spawn(folder)
+            message = zygote.receive()
+        kinds.append(message.kind)
+        if message.kind == wire.STARTED:
+            break
+        assert (message.kind, message.number) == (wire.REFUSED, environment.number)
+        assert message.first == errno.EMFILE
+        _is_as_before(zygote, before, folder)
+    assert len(kinds) > 5
     zygote.close()
+    for each in message.descriptors:
+        os.close(each)
 
 
 def test_without_room_for_what_comes_beside_it_a_command_is_ignored(
@@ -171,20 +175,33 @@ def test_more_descriptors_than_any_command_has_are_not_kept(own_zygote: Zygote, 
 
 
 @needs_freezer
-@pytest.mark.parametrize("room", [0, 1, 2])
-def test_without_room_for_its_doors_it_is_refused_and_ended(
+@pytest.mark.parametrize("room", [0, 1])
+def test_without_room_for_what_tells_of_its_end_it_is_refused_and_ended(
     code: Code, frozen: Path, room: int
 ) -> None:
-    """Two doors, and what tells of its end once more, to be sent."""
+    """Its doors it had before; now what tells of its end, and that once more, to be sent."""
     zygote = driver.start_zygote(cgroups=[str(frozen.parent)])
     folder, before = code(_HELLO), _descriptors(zygote)
     environment = zygote.send_spawn(folder, int(frozen.name), joins_cgroup=True)
     driver.until((frozen / "cgroup.procs").read_text)  # there it stops in the making
-    driver.until(lambda: len(_descriptors(zygote)) == len(before) + 2)
+    driver.until(lambda: len(_descriptors(zygote)) == len(before) + 3)
     with _room_for(zygote, room):
         (frozen / "freezer.state").write_text("THAWED")
         assert zygote.refused(environment.number).first == errno.EMFILE
         driver.until(lambda: not (frozen / "cgroup.procs").read_text())
+    _is_as_before(zygote, before, folder)
+    zygote.close()
+
+
+@needs_freezer
+def test_what_ends_in_the_making_is_refused(code: Code, frozen: Path) -> None:
+    zygote = driver.start_zygote(cgroups=[str(frozen.parent)])
+    folder, before = code(_HELLO), _descriptors(zygote)
+    environment = zygote.send_spawn(folder, int(frozen.name), joins_cgroup=True)
+    driver.until((frozen / "cgroup.procs").read_text)
+    os.kill(int((frozen / "cgroup.procs").read_text()), signal.SIGKILL)
+    (frozen / "freezer.state").write_text("THAWED")
+    assert zygote.refused(environment.number).first == errno.EPROTO
     _is_as_before(zygote, before, folder)
     zygote.close()
 
@@ -208,6 +225,19 @@ def test_a_zygote_ends_beside_an_environment_that_cannot(code: Code, frozen: Pat
     (frozen.parent / "freezer.state").write_text("THAWED")
     assert driver.has_ended(environment.pidfd)
     zygote.close()
+
+
+def test_a_zygote_ends_with_orders_that_nobody_took(own_zygote: Zygote, code: Code) -> None:
+    own_zygote.spawn(code(_HELLO))
+    template = os.pidfd_open(own_zygote.template)
+    os.kill(own_zygote.template, signal.SIGSTOP)
+    own_zygote.send_spawn(code(_HELLO))
+    _refuse(own_zygote, 1_000)
+    assert own_zygote.receive().number == 1_000
+    own_zygote.parent.close()
+    assert own_zygote.process.wait(DEADLINE_S) == 0
+    assert driver.has_ended(template, within_s=0)
+    os.close(template)
 
 
 def _stopped(zygote: Zygote) -> None:

@@ -329,6 +329,14 @@ def test_on_version_2_an_environment_is_born_in_its_cgroup(
     assert "populated 0" in (base / str(uid) / "cgroup.events").read_text()
     missing = zygote.send_spawn(folder, joins_cgroup=True)
     assert zygote.refused(missing.number).first == errno.ENOENT
+    # And one that is gone by the time at which it is to be born there.
+    os.kill(zygote.template, signal.SIGSTOP)
+    gone = zygote.send_spawn(folder, uid, joins_cgroup=True)
+    missing = zygote.send_spawn(folder, joins_cgroup=True)
+    assert zygote.refused(missing.number).first == errno.ENOENT
+    (base / str(uid)).rmdir()
+    os.kill(zygote.template, signal.SIGCONT)
+    assert zygote.refused(gone.number).first == errno.ENOENT
     zygote.close()
 
 

@@ -141,7 +141,7 @@ def test_a_process_of_somebody_else_is_not_adopted(code: Code) -> None:
         stranger.kill()
 
 
-@pytest.mark.parametrize("ending", ["commands", "parent", "sigterm"])
+@pytest.mark.parametrize("ending", ["commands", "parent", "sigterm", "template"])
 def test_everything_ends_with_the_zygote(own_zygote: Zygote, code: Code, ending: str) -> None:
     folder = code(DAEMONS + _LOOP.replace("handler", "loop"))
     environments = [own_zygote.spawn(folder) for _ in range(3)]
@@ -151,12 +151,47 @@ def test_everything_ends_with_the_zygote(own_zygote: Zygote, code: Code, ending:
     environments[1].invoke()
     if ending == "sigterm":
         own_zygote.process.terminate()
+    elif ending == "template":
+        os.kill(own_zygote.template, signal.SIGKILL)
     else:
         getattr(own_zygote, ending).close()
     assert own_zygote.process.wait(DEADLINE_S) == 0
     for environment in environments:
         assert has_ended(environment.pidfd, within_s=0)
         assert log_ends(environment)
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_a_template_ends_with_its_zygote(own_zygote: Zygote, code: Code, is_stopped: bool) -> None:
+    own_zygote.spawn(code(_HELLO))
+    template = os.pidfd_open(own_zygote.template)
+    if is_stopped:
+        os.kill(own_zygote.template, signal.SIGSTOP)
+    own_zygote.process.kill()
+    assert has_ended(template)
+    os.close(template)
+
+
+def test_a_zygote_obeys_while_its_template_does_not(own_zygote: Zygote, code: Code) -> None:
+    running = own_zygote.spawn(code(_LOOP))
+    running.init()
+    running.send(wire.EVENT, driver.event_body(b"{}"))
+    numbers = range(1_000, 1_400)  # more than the socket between them holds
+    os.kill(own_zygote.template, signal.SIGSTOP)
+    with open(os.devnull) as null:
+        for number in numbers:
+            beside = (null.fileno(),) * 2
+            own_zygote.command(wire.SPAWN, number, next(own_zygote.uids), beside, wire.AS_CUSTOM)
+    for number in numbers:
+        own_zygote.command(wire.KILL, number)
+    assert running.kill() == -signal.SIGKILL
+    os.kill(own_zygote.template, signal.SIGCONT)
+    refused = [own_zygote.receive() for _ in numbers]
+    assert {message.number for message in refused} == set(numbers)
+    assert {(message.kind, message.first) for message in refused} == {
+        (wire.REFUSED, errno.ECANCELED)
+    }
+    driver.until(lambda: not own_zygote.children())
 
 
 def test_garbage_is_ignored(zygote: Zygote, code: Code) -> None:

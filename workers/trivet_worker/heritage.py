@@ -86,7 +86,7 @@ def take_descriptors(*numbers: int) -> tuple[socket.socket, ...]:
 def forget_variables() -> None:
     """Leave no trace of the inherited environment, which every forked process could read."""
     os.environ.clear()
-    kernel.overwrite(*_range(47))  # from env_start to env_end, see proc(5)
+    kernel.call(*kernel.overwriting(*_range(47)))  # from env_start to env_end, see proc(5)
 
 
 def argument_range() -> tuple[int, int]:
@@ -124,11 +124,3 @@ def signal_pipe() -> int:
     # Ctrl-C reaches the whole terminal, but only the launcher decides about the end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     return reader
-
-
-def leave_signals() -> None:
-    """Undo `signal_pipe`, in a child."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,57 +1,40 @@
 """Isolation: how far an environment is kept apart, and the steps that put it there.
 
 Every environment gets exactly the level that its zygote established (see trials.py) or is refused;
-none gets half of it. What is the same for all is prepared once: the view of the root (see view.py),
-in a mount namespace that each environment copies, and the long system call filter. Code folders are
-found in the zygote's own mount namespace.
+none gets half of it. What is the same for all is prepared once, by the zygote and the template (see
+template.py); what needs the host's files or network, by the zygote for each (see making.py). The
+rest is a plan of system calls, put together once, that each carries out as it begins.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
+import ctypes
 import os
-import resource
-import signal
-import socket
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from trivet_worker import doors, kernel, landlock, view, wire
+from trivet_worker import kernel, view, wire
 
-_LIMITS = {
-    resource.RLIMIT_NOFILE: 1024,  # as on AWS
-    resource.RLIMIT_CORE: 0,
-    resource.RLIMIT_MEMLOCK: 65_536,
-    resource.RLIMIT_MSGQUEUE: 0,
-    resource.RLIMIT_NICE: 0,
-    resource.RLIMIT_RTPRIO: 0,
-    resource.RLIMIT_SIGPENDING: 1024,
-}
-_SPACES = kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWCGROUP
-_FOLDER_MODE = kernel.ATTR_RDONLY | kernel.ATTR_NOSUID | kernel.ATTR_NODEV
-_PROC_FLAGS = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
-_INODES_PER_MB = 128  # empty files cost kernel memory too
-_DEFAULT_TMP_MB = 512
-
-# Where an environment in the making says how far it came, until it is complete.
+# What an environment is given lies at fixed descriptors while it is made: these, then one for each
+# hierarchy of cgroups. Where an order has none of a kind, some other is in its place.
+NAMES = ("report", "channel", "log", "code", "layers", "network", "scratch", "rules")
+FIRST = wire.CHANNEL_FD + 3
+REPORT, CHANNEL, LOG, CODE, LAYERS, NETWORK, SCRATCH, RULES, CGROUPS = range(FIRST, FIRST + 9)
+# Where an environment says how far it came, until it is complete.
 REPORT_FD = wire.CHANNEL_FD + 1
 
+OF_SPAWN = 0x3F  # bits that an order has from there
+WITH_MEMORY = 0x40  # and its own: a /tmp of memory, made as `Order.tmp` says
+ALL = 0
 
-@dataclass(frozen=True)
-class Place:
-    """What one environment is given: its descriptors, and who it runs as."""
+_PROC_FLAGS = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+_TMP_FLAGS = kernel.MS_NOSUID | kernel.MS_NODEV
 
-    channel: int
-    log: int
-    uid: int
-    code: int = -1  # -1: a cell, whose code comes later
-    layers: int = -1
-    network: int = -1  # -1: an empty one of its own
-    scratch: int = -1  # -1: memory
-    tmp_mb: int = 0  # 0: as on AWS
-    cgroup: str = ""  # its name; empty: stay in the zygote's
-    is_custom: bool = False
+
+class Order(ctypes.Structure):
+    """What a template is told of one environment, beside the descriptors."""
+
+    _fields_ = (("uid", ctypes.c_int), ("given", ctypes.c_uint), ("tmp", ctypes.c_char * 64))
 
 
 @dataclass(frozen=True)
@@ -65,140 +48,68 @@ class Isolation:
     rules: int = -1  # of Landlock; -1: each environment has its own
     last_filter: bytes = b""
     masks: tuple[tuple[str, str], ...] = ()
-    thread_id: int = 0  # see kernel.thread_id_place
-    birthplace: str = ""  # where cgroups are that environments can be born in, of version 2
+    is_unified: bool = False  # cgroups are of version 2, where an environment is born in its own
+    network: int = -1  # the zygote's own, which is empty
+    host_network: int = 0  # the inode of what no environment enters
 
-    def fork(self, cgroup: str) -> tuple[int, int]:
-        """Fork what is to become an environment: its pid and pidfd; in the child zero.
-
-        It begins as PID 1 of its own namespace, and in its cgroup if it can be born there.
-        """
+    @property
+    def spaces(self) -> int:
+        """The namespaces that an environment is born in."""
         spaces = kernel.CLONE_NEWPID if self.bits & wire.ISOLATION_PID else 0
-        if cgroup and self.birthplace:
-            folder = os.open(f"{self.birthplace}/{cgroup}", os.O_PATH | os.O_DIRECTORY)
-            try:
-                return kernel.fork(spaces, folder, self.thread_id)
-            finally:
-                os.close(folder)
-        return kernel.fork(spaces, -1, self.thread_id) if spaces else _fork_plainly()
-
-    def enter(self, place: Place, give: Callable[[dict[int, socket.socket]], None]) -> None:
-        """Turn this forked process into an environment. What follows may be hostile code.
-
-        `give` is told of the doors, by DOOR_* bit, if there are any.
-        """
-        os.setsid()  # no terminal, and a group that one signal can reach
-        if place.cgroup and not self.birthplace:
-            for base in self.cgroups:
-                _tell(f"{base}/{place.cgroup}/cgroup.procs", b"0")  # this process
         if self.bits & wire.ISOLATION_MOUNT:
-            self._enter_view(place)
-        elif place.code >= 0:
-            # By its path: a folder opened among other mounts has none that could be told here.
-            os.chdir(os.readlink(f"/proc/self/fd/{place.code}"))
-        if self.bits & wire.ISOLATION_NETWORK:
-            doors.enter_network(place.network)
-            give(doors.open_doors(place.is_custom))
-        for limit, value in _LIMITS.items():
-            resource.setrlimit(limit, (value, value))
-        if self.bits & wire.ISOLATION_LANDLOCK:
-            folders = self.folders
-            own = self.rules if self.rules >= 0 else landlock.rules_of_the_host(folders, place.code)
-            landlock.restrict(own)
-        _arrange_descriptors(place)
-        if self.bits & wire.ISOLATION_UID:
-            _give_log(place.uid)
-            os.setresgid(place.uid, place.uid, place.uid)
-            os.setresuid(place.uid, place.uid, place.uid)  # the capabilities go with it
-        if self.bits & wire.ISOLATION_USER:
-            kernel.drop_capabilities()
-        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # the change of uid gave /proc/self to root
-        if self.bits & wire.ISOLATION_SECCOMP:
-            kernel.set_filter(self.last_filter)
+            spaces |= kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
+        return spaces
 
-    def thaw(self, uid: int) -> None:
-        """Let what is frozen of `uid` go on, if only to its end."""
-        for base in self.cgroups:
-            with contextlib.suppress(OSError):
-                _tell(f"{base}/{uid}/freezer.state", b"THAWED")
+    def plan(self, order: Order) -> Iterator[tuple[int, kernel.Words]]:
+        """The calls that turn a forked process into an environment, in this order.
 
-    def fill(self, cell: int, code: int, layers: int) -> None:
-        """Put code and layers before the eyes of a waiting cell. Moves this process in with them.
-
-        Not another /tmp: the cell's rules of Landlock name the one that it has. Where nothing
-        hides the code, INIT says where it is.
+        Each with the WITH_* bits of an order that it is for. What follows may be hostile code.
         """
+        uid = ctypes.c_int.from_buffer(order, Order.uid.offset)
+        yield ALL, ("setsid",)  # no terminal, and a group that one signal can reach
+        for number, _ in enumerate(() if self.is_unified else self.cgroups):
+            yield wire.WITH_CGROUP, ("write", CGROUPS + number, b"0", 1)  # this process joins
         if self.bits & wire.ISOLATION_MOUNT:
-            trees = _copies(code, layers)
-            common = (os.stat("/proc/self/ns/mnt").st_ino, os.fstat(self.view).st_ino)
-            if os.stat(f"/proc/{kernel.pid_of(cell)}/ns/mnt").st_ino in common:
-                raise PermissionError(errno.EPERM, "it has no view of its own, or not yet")
-            kernel.join_namespaces(cell, kernel.CLONE_NEWNS)
-            view.attach(trees)
-
-    def _enter_view(self, place: Place) -> None:
-        trees = _copies(place.code, place.layers)
-        kernel.join_namespaces(self.view, kernel.CLONE_NEWNS)
-        kernel.unshare(_SPACES)
-        socket.sethostname(view.HOST_NAME)
-        view.attach(trees)
-        self._show_tmp(place.scratch, place.tmp_mb or _DEFAULT_TMP_MB)
-        kernel.mount("proc", "/proc", _PROC_FLAGS, "hidepid=invisible")
-        for shown, path in self.masks:
-            view.attach({path: view.clone(shown)})
-        os.chdir(view.CODE_PATH)
-
-    def _show_tmp(self, scratch: int, tmp_mb: int) -> None:
-        """Cover /tmp; what is needed from below it, if a clone lives there, stays visible."""
-        hidden = [path for path in self.folders if view.is_inside(path, "/tmp")]
-        trees = {path: view.clone(path) for path in hidden}
-        if scratch >= 0:
-            kernel.attach_tree(scratch, "/tmp")
+            yield from self._furnishing(order)
         else:
-            options = f"mode=1777,size={tmp_mb}m,nr_inodes={tmp_mb * _INODES_PER_MB}"
-            kernel.mount("tmpfs", "/tmp", kernel.MS_NOSUID | kernel.MS_NODEV, options)
-        view.keep_visible(trees)
+            yield wire.WITH_CODE, ("fchdir", CODE)
+        if self.bits & wire.ISOLATION_NETWORK:
+            yield ALL, ("setns", NETWORK, kernel.CLONE_NEWNET)
+        if self.bits & wire.ISOLATION_LANDLOCK:
+            yield ALL, ("landlock_restrict_self", RULES, 0)  # nothing can be mounted any more
+        # Not a shared one: its state would be shared too. What is opened gets the lowest number.
+        yield ALL, ("close", 0)
+        yield ALL, ("open", "/dev/null", os.O_RDWR)
+        for number, given in ((1, LOG), (2, LOG), (wire.CHANNEL_FD, CHANNEL)):
+            yield ALL, ("dup2", given, number)
+        yield ALL, kernel.closing_from(REPORT_FD + 1)
+        if self.bits & wire.ISOLATION_UID:
+            yield ALL, ("setresgid", uid, uid, uid)
+            yield ALL, ("setresuid", uid, uid, uid)  # the capabilities go with it
+        if self.bits & wire.ISOLATION_USER:
+            yield ALL, kernel.dropping_capabilities()
+        # The change of uid gave /proc/self to root.
+        yield ALL, ("prctl", kernel.PR_SET_DUMPABLE, 1, 0, 0, 0)
+        if self.bits & wire.ISOLATION_SECCOMP:
+            yield ALL, kernel.filtering(self.last_filter)  # it denies most of the above
 
-
-def _copies(code: int, layers: int) -> dict[str, int]:
-    """Read-only copies of the given folders, by the paths where they are to appear.
-
-    They can be made only in the mount namespace that holds the folders. Whoever opened them may
-    live among other mounts; if a path leads to the same folder here, then this is the folder that
-    was meant, wherever the path came from.
-    """
-    trees = {}
-    for path, folder in ((view.CODE_PATH, code), (view.LAYERS_PATH, layers)):
-        if folder >= 0:
-            trees[path] = view.clone(os.readlink(f"/proc/self/fd/{folder}"), folder)
-            kernel.restrict_tree(trees[path], _FOLDER_MODE)
-    return trees
-
-
-def _fork_plainly() -> tuple[int, int]:
-    pid = os.fork()
-    try:
-        return pid, os.pidfd_open(pid) if pid else 0
-    except OSError:
-        os.kill(pid, signal.SIGKILL)  # its number cannot be another's before it is reaped
-        raise
-
-
-def _tell(path: str, text: bytes) -> None:
-    with open(path, "r+b", buffering=0) as file:
-        file.write(text)
-
-
-def _arrange_descriptors(place: Place) -> None:
-    """Exactly 0 to 3, and REPORT_FD as it is. All given ones are above them."""
-    null = os.open(os.devnull, os.O_RDWR)  # not a shared one: its state would be shared too
-    for number, given in enumerate((null, place.log, place.log, place.channel)):
-        os.dup2(given, number)
-    os.set_blocking(wire.CHANNEL_FD, True)
-    kernel.close_from(REPORT_FD + 1)
-
-
-def _give_log(uid: int) -> None:
-    """Let /dev/stdout be opened, as on AWS. Root gives away a pipe, and nothing that has a name."""
-    if os.readlink("/proc/self/fd/1").startswith("pipe:"):
-        os.fchown(1, uid, uid)
+    def _furnishing(self, order: Order) -> Iterator[tuple[int, kernel.Words]]:
+        # Only now it is in its cgroups: from here on they are the root of all that it is told of.
+        yield ALL, ("unshare", kernel.CLONE_NEWCGROUP)
+        # Made where its code will be; what is needed from below /tmp, if a clone lives there, has
+        # been put into it when it covers the old one.
+        options = ctypes.c_char_p(ctypes.addressof(order) + Order.tmp.offset)
+        place = view.CODE_PATH
+        yield WITH_MEMORY, kernel.mounting("tmpfs", place, _TMP_FLAGS, options)
+        yield wire.WITH_SCRATCH, kernel.attaching(SCRATCH, place)
+        for folder in view.ways(self.folders, "/tmp"):
+            yield ALL, ("mkdir", place + folder.removeprefix("/tmp"), 0o755)
+            if folder in self.folders:
+                yield ALL, kernel.binding(folder, place + folder.removeprefix("/tmp"))
+        yield ALL, kernel.moving(place, "/tmp")
+        yield wire.WITH_CODE, kernel.attaching(CODE, view.CODE_PATH)
+        yield wire.WITH_LAYERS, kernel.attaching(LAYERS, view.LAYERS_PATH)
+        yield ALL, kernel.mounting("proc", "/proc", _PROC_FLAGS, "hidepid=invisible")
+        for shown, path in self.masks:
+            yield ALL, kernel.binding(shown, path)
+        yield ALL, ("chdir", view.CODE_PATH)

@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import signal
 import struct
 from typing import Any
 
@@ -22,13 +21,13 @@ CLONE_NEWUSER = 0x1000_0000
 CLONE_NEWPID = 0x2000_0000
 CLONE_NEWNET = 0x4000_0000
 
-_CLONE_PIDFD = 0x1000
+_CLONE_PARENT = 0x8000  # of this process's own parent
 # Where the C library keeps a thread's id: as its own fork has it.
 _CLONE_CHILD_CLEARTID, _CLONE_CHILD_SETTID = 0x0020_0000, 0x0100_0000
 _CLONE_INTO_CGROUP = 0x2_0000_0000
 
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 0x2, 0x4, 0x8
-_MS_REC, _MS_PRIVATE = 0x4000, 0x4_0000
+_MS_BIND, _MS_MOVE, _MS_REC, _MS_PRIVATE = 0x1000, 0x2000, 0x4000, 0x4_0000
 _MNT_DETACH = 0x2
 
 ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC = 0x1, 0x2, 0x4, 0x8
@@ -39,6 +38,7 @@ _AT_RECURSIVE = 0x8000
 _OPEN_TREE_CLONE = 0x1
 _MOVE_MOUNT_FROM_EMPTY_PATH = 0x4
 
+PR_SET_PDEATHSIG = 1  # a signal for when the parent is gone
 PR_SET_DUMPABLE = 4  # whether /proc/self belongs to the process itself
 PR_SET_SECUREBITS = 28
 PR_SET_CHILD_SUBREAPER = 36  # orphans among the descendants become children of this process
@@ -64,10 +64,11 @@ _NUMBERS = {
     "landlock_restrict_self": 446,
 }
 
+# As clone3, of old: a container may hide the new one, whose arguments no filter can see.
+_CLONE = {"x86_64": 56, "aarch64": 220}
+
 # The interpreter's lock is kept: there is nobody to have it, and a fork must not wait for it.
 _libc = ctypes.PyDLL(None, use_errno=True)
-for _name in ("capset", "mount", "pivot_root", "prctl", "setns", "syscall", "umount2", "unshare"):
-    getattr(_libc, _name)  # found now, and not anew in every fork
 
 _THREAD_WORDS = 254
 _NO_PLACE = "this C library keeps a thread's id where none was found"
@@ -77,17 +78,32 @@ class _Program(ctypes.Structure):
     _fields_ = (("count", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
 
-def call(name: str, *arguments: Any) -> int:
-    """What the call `name` returns. It is given numbers, paths (str), bytes, None, or pointers."""
-    words = [_argument(each) for each in arguments]
+Words = tuple[Any, ...]  # the name of a call, and its arguments
+Call = tuple[Any, tuple[Any, ...]]
+
+
+def prepared(name: str, *arguments: Any) -> Call:
+    """A call that can be made any number of times, by `make`.
+
+    It is given numbers, paths (str), bytes, None, or values of ctypes, which are read each time.
+    """
+    words = tuple(map(_argument, arguments))
     if name in _NUMBERS:
-        result: int = _libc.syscall(ctypes.c_long(_NUMBERS[name]), *words)
-    else:
-        result = getattr(_libc, name)(*words)
+        return _libc.syscall, (ctypes.c_long(_NUMBERS[name]), *words)
+    return getattr(_libc, name), words
+
+
+def make(function: Any, arguments: tuple[Any, ...]) -> int:
+    """What a prepared call returns, or OSError."""
+    result: int = function(*arguments)
     if result == -1:
         number = ctypes.get_errno()
-        raise OSError(number, f"{name}: {os.strerror(number)}")
+        raise OSError(number, os.strerror(number))
     return result
+
+
+def call(name: str, *arguments: Any) -> int:
+    return make(*prepared(name, *arguments))
 
 
 def _argument(value: Any) -> Any:
@@ -119,25 +135,35 @@ def _words(start: int) -> tuple[int, ...]:
     return struct.unpack(f"={_THREAD_WORDS}I", ctypes.string_at(start, _THREAD_WORDS * 4))
 
 
-def fork(namespaces: int, cgroup: int, thread_id: int) -> tuple[int, int]:
-    """Fork a child that begins its life in new namespaces: its pid and pidfd, or zero in the child.
+def forking(namespaces: int, cgroup: int, thread_id: int) -> Call:
+    """The call that forks a child of this process's parent, in new namespaces; for `fork`.
 
     And in `cgroup`, a folder of version 2 (-1: none), so that it need not move there, which would
     wait for all other processors. `thread_id` is from `thread_id_place`.
     """
-    pidfd = ctypes.c_int(0)
-    flags = namespaces | _CLONE_PIDFD | _CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID
+    flags = namespaces | _CLONE_PARENT | _CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID
+    try:
+        call("clone3", None, 0)
+    except OSError as error:
+        if error.errno == errno.ENOSYS:
+            # Its last two arguments are in another order on each of these; both are the same here.
+            number = _CLONE[os.uname().machine]
+            return prepared("syscall", number, flags, 0, 0, thread_id, thread_id)
     flags |= _CLONE_INTO_CGROUP if cgroup >= 0 else 0
-    places = (ctypes.addressof(pidfd), thread_id)
-    arguments = struct.pack("=11Q", flags, *places, 0, signal.SIGCHLD, *[0] * 5, max(cgroup, 0))
+    arguments = struct.pack("=11Q", flags, 0, thread_id, *[0] * 7, max(cgroup, 0))
+    return prepared("clone3", arguments, len(arguments))
+
+
+def fork(forking: Call) -> int:
+    """Make such a call: the pid of the child, or zero in it, or OSError."""
     pid = -1
     _libc.PyOS_BeforeFork()
     try:
-        pid = call("clone3", arguments, len(arguments))
+        pid = make(*forking)
     finally:
         after = _libc.PyOS_AfterFork_Parent if pid else _libc.PyOS_AfterFork_Child
         after()
-    return pid, pidfd.value
+    return pid
 
 
 def children() -> set[int]:
@@ -163,9 +189,23 @@ def join_namespaces(descriptor: int, namespaces: int) -> None:
     call("setns", descriptor, namespaces)
 
 
-def mount(kind: str, target: str, flags: int, options: str) -> None:
+def mounting(kind: str, target: str, flags: int, options: Any) -> Words:
     """Mount a new filesystem of a kind without a device."""
-    call("mount", kind, target, kind, flags, options)
+    return ("mount", kind, target, kind, flags, options)
+
+
+def mount(kind: str, target: str, flags: int, options: str) -> None:
+    call(*mounting(kind, target, flags, options))
+
+
+def binding(source: str, target: str) -> Words:
+    """Show what is at `source`, and below it, at `target` too."""
+    return ("mount", source, target, None, _MS_BIND | _MS_REC, None)
+
+
+def moving(source: str, target: str) -> Words:
+    """Show what is mounted at `source` at `target` instead."""
+    return ("mount", source, target, None, _MS_MOVE, None)
 
 
 def make_private(target: str) -> None:
@@ -188,8 +228,9 @@ def restrict_tree(tree: int, attributes: int) -> None:
     call("mount_setattr", tree, "", _AT_EMPTY_PATH | _AT_RECURSIVE, wanted, len(wanted))
 
 
-def attach_tree(tree: int, target: str) -> None:
-    call("move_mount", tree, "", _AT_FDCWD, target, _MOVE_MOUNT_FROM_EMPTY_PATH)
+def attaching(tree: int, target: str) -> Words:
+    """Show `tree`, a clone or another mount that is nowhere yet, at `target`."""
+    return ("move_mount", tree, "", _AT_FDCWD, target, _MOVE_MOUNT_FROM_EMPTY_PATH)
 
 
 def pivot_root(folder: str) -> None:
@@ -202,12 +243,16 @@ def pivot_root(folder: str) -> None:
 
 def close_from(first: int) -> None:
     """Close every descriptor from `first` on."""
-    call("close_range", first, _LAST_DESCRIPTOR, 0)
+    call(*closing_from(first))
 
 
-def prctl(option: int, value: int, pointer: Any = 0) -> None:
+def closing_from(first: int) -> Words:
+    return ("close_range", first, _LAST_DESCRIPTOR, 0)
+
+
+def prctl(option: int, value: int) -> None:
     """Change what this process is, by one of PR_*."""
-    call("prctl", option, value, pointer, 0, 0)
+    call("prctl", option, value, 0, 0, 0)
 
 
 def drop_bounding_set() -> None:
@@ -217,15 +262,16 @@ def drop_bounding_set() -> None:
             prctl(_PR_CAPBSET_DROP, capability)
 
 
-def drop_capabilities() -> None:
-    call("capset", struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24))
+def dropping_capabilities() -> Words:
+    return ("capset", struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24))
 
 
-def set_filter(program: bytes) -> None:
+def filtering(program: bytes) -> Words:
     """Filter the system calls of this process and its children by classic BPF, for good."""
-    prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(_Program(len(program) // 8, program)))
+    pointer = ctypes.byref(_Program(len(program) // 8, program))
+    return ("prctl", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, pointer, 0, 0)
 
 
-def overwrite(address: int, size: int) -> None:
+def overwriting(address: int, size: int) -> Words:
     """Fill a part of this process's own memory with zeros."""
-    ctypes.memset(address, 0, size)
+    return ("memset", address, 0, size)

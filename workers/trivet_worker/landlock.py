@@ -62,19 +62,18 @@ def rules_of_the_host(folders: Sequence[str], code: int) -> int:
     """
     files, network, neighbours = _deniable()
     rules = _create(files, network, neighbours)
-    for port in _OPEN_PORTS if network else ():
-        kernel.call("landlock_add_rule", rules, _PORT, struct.pack("=QQ", network, port), 0)
-    paths = ["/"] if code < 0 else [*_HOST_FOLDERS, *folders, f"/proc/self/fd/{code}"]
-    for path in filter(os.path.isdir, paths):
-        _allow(rules, path, _READ)
-    _allow(rules, "/tmp", files & ~_MAKE_DEVICES)
-    _allow(rules, "/dev", files & (_READ | _WRITE_FILE | _IOCTL_DEV))
+    try:
+        for port in _OPEN_PORTS if network else ():
+            kernel.call("landlock_add_rule", rules, _PORT, struct.pack("=QQ", network, port), 0)
+        paths = ["/"] if code < 0 else [*_HOST_FOLDERS, *folders, f"/proc/self/fd/{code}"]
+        for path in filter(os.path.isdir, paths):
+            _allow(rules, path, _READ)
+        _allow(rules, "/tmp", files & ~_MAKE_DEVICES)
+        _allow(rules, "/dev", files & (_READ | _WRITE_FILE | _IOCTL_DEV))
+    except OSError:
+        os.close(rules)
+        raise
     return rules
-
-
-def restrict(rules: int) -> None:
-    """Deny this process, for good, what `rules` do not allow of what they are about."""
-    kernel.call("landlock_restrict_self", rules, 0)
 
 
 def _deniable() -> tuple[int, int, int]:

@@ -6,15 +6,17 @@ What works is tried, each time by a process of its own that brings an environmen
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NoReturn
 
-from trivet_worker import errands, filters, kernel, landlock, view, wire
+from trivet_worker import filters, kernel, landlock, link, making, template, view, wire
 from trivet_worker.heritage import Options
-from trivet_worker.isolation import Isolation, Place
+from trivet_worker.isolation import Isolation
 
 # The strongest first.
 _SPACES = (
@@ -49,7 +51,8 @@ def establish(options: Options) -> Isolation:
 
 def _works(bits: int, options: Options) -> bool:
     """Whether an environment can be brought up at this level. Changes nothing here."""
-    failure = errands.outcome(errands.begin(lambda: _try(bits, options)))
+    pid = os.fork() or _carry_out(lambda: _try(bits, options))
+    failure = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if failure:
         reason = os.strerror(failure)
         print(f"zygote: isolation {bits} cannot be had here: {reason}", file=sys.stderr)
@@ -63,21 +66,42 @@ def _try(bits: int, options: Options) -> None:
             os.makedirs(f"{base}/{name}", exist_ok=True)
             stack.callback(os.rmdir, f"{base}/{name}")
         level = _prepared(bits, options)
+        pid, orders = template.fork()
+        if pid == 0:  # a template, or an environment that has succeeded
+            _carry_out(lambda: template.serve(level, orders))
         null = os.open(os.devnull, os.O_RDWR)
         code = os.open(os.path.dirname(__file__), os.O_PATH | os.O_DIRECTORY)
-        place = Place(channel=null, log=null, uid=_NOBODY, code=code, cgroup=name)
-        pid, _ = level.fork(name)
-        if pid == 0:
-            errands.carry_out(lambda: level.enter(place, lambda doors: None))
-        failure = errands.outcome(pid)
+        given = {"channel": null, "log": null, "code": code}
+        second = wire.WITH_CODE | wire.WITH_CGROUP * bool(name)
+        environment, order, beside = making.prepare(level, 0, _NOBODY, second, given, name)
+        link.send(orders, bytes(order), beside)
+        link.close_all({*beside})
+        environment.report.setblocking(True)
+        failure = environment.read()
+        orders.close()
+        with contextlib.suppress(ChildProcessError):
+            while True:  # both end now
+                os.wait()
         if failure:
             raise OSError(failure, "an environment could not be made")
+
+
+def _carry_out(task: Callable[[], object]) -> NoReturn:
+    """Exit with 0, or with the errno that kept this process from it."""
+    status = errno.EPROTO
+    try:
+        task()
+        status = 0
+    except OSError as error:
+        status = error.errno or errno.EPROTO
+    finally:
+        os._exit(status)
 
 
 def _prepared(bits: int, options: Options) -> Isolation:
     """Bring this process to the level `bits`: once, and for all that it will fork."""
     folders = view.outermost(options.folders)
-    level = Isolation(bits, folders, options.cgroups, masks=view.masks())
+    level = Isolation(bits, folders, masks=view.masks())
     if bits & wire.ISOLATION_USER:
         _own_user_namespace(bits)
     if bits & wire.ISOLATION_MOUNT:
@@ -95,12 +119,15 @@ def _prepared(bits: int, options: Options) -> Isolation:
         kernel.drop_bounding_set()
     if bits & wire.ISOLATION_SECCOMP:
         first, last = filters.programs(os.uname().machine)
-        kernel.set_filter(first)
+        kernel.call(*kernel.filtering(first))
         level = replace(level, last_filter=last)
-    if bits & (wire.ISOLATION_PID | wire.ISOLATION_CGROUP):
-        level = replace(level, thread_id=kernel.thread_id_place())
-    if bits & wire.ISOLATION_CGROUP and os.path.exists(f"{options.cgroups[-1]}/cgroup.controllers"):
-        level = replace(level, birthplace=options.cgroups[-1])  # of version 2 there is only one
+    if bits & wire.ISOLATION_NETWORK:
+        level = replace(level, host_network=os.stat("/proc/self/ns/net").st_ino)
+        kernel.unshare(kernel.CLONE_NEWNET)  # where it comes back to: nobody can to the host's
+        level = replace(level, network=os.open("/proc/self/ns/net", os.O_RDONLY))
+    if bits & wire.ISOLATION_CGROUP:
+        is_unified = os.path.exists(f"{options.cgroups[0]}/cgroup.controllers")
+        level = replace(level, cgroups=options.cgroups, is_unified=is_unified)
     return level
 
 

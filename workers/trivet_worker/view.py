@@ -17,6 +17,7 @@ from trivet_worker import kernel
 CODE_PATH = "/var/task"
 LAYERS_PATH = "/opt"
 LIBRARY_PATH = "/var/runtime"
+PLACES = {"code": CODE_PATH, "layers": LAYERS_PATH}
 HOST_NAME = "169-254-100-1"
 _USER, _HOME = "sbx_user1051", "/home/sbx_user1051"  # as on AWS
 
@@ -123,15 +124,8 @@ def clone(path: str, meant: int = -1) -> int:
 def attach(trees: Mapping[str, int]) -> None:
     """Show clones at the paths that they are given by, and close them."""
     for path, tree in trees.items():
-        kernel.attach_tree(tree, path)
+        kernel.call(*kernel.attaching(tree, path))
         os.close(tree)
-
-
-def keep_visible(trees: Mapping[str, int]) -> None:
-    """Attach clones of folders below something that was just mounted over them."""
-    for path in trees:
-        os.makedirs(path, mode=0o755, exist_ok=True)
-    attach(trees)
 
 
 def outermost(paths: Sequence[str]) -> tuple[str, ...]:
@@ -139,6 +133,13 @@ def outermost(paths: Sequence[str]) -> tuple[str, ...]:
     spellings = {form(path) for path in paths for form in (os.path.abspath, os.path.realpath)}
     folders = sorted(path for path in spellings if os.path.isdir(path))
     return tuple(f for f in folders if not any(is_inside(f, other) for other in folders))
+
+
+def ways(paths: Sequence[str], top: str) -> list[str]:
+    """These folders below `top` and those on the way to them, outer ones first."""
+    parts = [path.split("/") for path in paths]
+    found = {"/".join(each[: n + 1]) for each in parts for n in range(len(each))}
+    return sorted(path for path in found if is_inside(path, top))
 
 
 def is_inside(path: str, folder: str) -> bool:

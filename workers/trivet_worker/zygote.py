@@ -14,13 +14,12 @@ import os
 import select
 import signal
 import socket
-from collections import deque
 from collections.abc import Sequence
 from typing import NoReturn
 
-from trivet_worker import errands, heritage, kernel, link, making, trials, wire
+from trivet_worker import heritage, kernel, link, making, template, trials, wire
 from trivet_worker.heritage import Options
-from trivet_worker.isolation import Isolation, Place
+from trivet_worker.isolation import Isolation
 from trivet_worker.making import Environment
 
 # What KILL may send: the end, or a pause where nothing better can be had.
@@ -34,7 +33,6 @@ _GIVEN = {
 }
 _URGENT = (bytes([wire.KILL]), bytes([wire.ADOPT]))
 
-_READABLE = select.POLLIN | select.POLLRDHUP
 _COMMANDS_PER_TURN = 64
 # How long the end of the environments may take before a zygote ends without having seen it.
 # The kernel kills 50 processes of one PID namespace in about 60 ms.
@@ -42,68 +40,78 @@ _FAREWELL_S = 5
 
 
 class Zygote:
-    """The loop: commands come in, environments are forked, ends are reported."""
+    """The loop: commands come in, environments are ordered, ends are reported."""
 
     def __init__(
-        self, options: Options, commands: socket.socket, parent: socket.socket, level: Isolation
+        self,
+        options: Options,
+        commands: socket.socket,
+        parent: socket.socket,
+        level: Isolation,
+        template: Environment,
+        orders: socket.socket,
     ) -> None:
+        """`orders` leads to the template."""
         self.malformed = 0  # commands that were ignored
         self._options = options
         self._commands = commands
         self._parent = parent
         self._level = level
-        self._arguments = heritage.argument_range()
+        self._template = template
         self._named: dict[int, Environment] = {}  # what KILL and FILL may name
-        self._children: dict[int, Environment] = {}  # by pid
-        self._watched: dict[int, Environment] = {}  # by its report, or the pidfd of an adopted one
-        self._fillers: dict[int, int] = {}  # pid of a helper: the cell it fills
-        self._outbox: deque[tuple[bytes, Sequence[int]]] = deque()
+        self._children: dict[int, Environment] = {}  # complete ones, by pid
+        self._in_making: dict[int, Environment] = {}  # by report
+        self._adopted: dict[int, Environment] = {}  # by pidfd
+        self._has_orphans = False  # there may be some
         self._poll = select.poll()
         self._signals = heritage.signal_pipe()
-        self._poll.register(commands, _READABLE)
+        # In this order they are looked at: what was commanded before an end still counts.
+        self._answers = link.Outbox(commands, self._poll, select.POLLIN | select.POLLRDHUP)
+        self._orders = link.Outbox(orders, self._poll, 0)
         self._poll.register(parent, select.POLLRDHUP)  # only its end has a meaning
-        self._poll.register(self._signals, select.POLLIN)
+        for descriptor in (self._signals, template.pidfd):
+            self._poll.register(descriptor, select.POLLIN)
 
-    def serve(self) -> bool:
-        """Obey until the end. Returns in each environment that is forked, once it is complete:
-        whether it is to be a custom one.
-
-        So an environment runs on a stack that holds nothing of its zygote.
-        """
+    def serve(self) -> NoReturn:
+        """Obey until the end."""
         self._send(wire.READY, 0, wire.PROTOCOL, self._level.bits)
         while True:
             for descriptor, events in self._poll.poll():
                 if descriptor == self._commands.fileno():
-                    place = self._obey(is_over=bool(events & ~(select.POLLIN | select.POLLOUT)))
-                    if place is not None:
-                        return place.is_custom
-                elif descriptor == self._parent.fileno():
+                    self._obey(is_over=bool(events & ~(select.POLLIN | select.POLLOUT)))
+                elif events & select.POLLOUT:
+                    self._orders.flush()
+                elif descriptor in (self._parent.fileno(), self._template.pidfd):
                     self._end()
                 elif descriptor == self._signals:
                     if signal.SIGTERM in os.read(self._signals, 512):
                         self._end()
                     self._reap()
-                elif descriptor in self._watched:
-                    self._look_at(self._watched[descriptor])
+                elif descriptor in self._in_making:
+                    self._settle(self._in_making[descriptor])
+                elif descriptor in self._adopted:
+                    self._poll.unregister(descriptor)
+                    self._forget(self._adopted.pop(descriptor))
+            # What is in the making is a child of ours too, and not known yet.
+            if self._has_orphans and not self._in_making:
+                self._end_orphans()
 
     # ------------------------------------------------------------------------- commands
 
-    def _obey(self, *, is_over: bool) -> Place | None:
-        """Carry out what was sent. In an environment that this forked: its place."""
-        self._flush()
+    def _obey(self, *, is_over: bool) -> None:
+        """Carry out what was sent."""
+        self._answers.flush()
         while True:
             batch = self._receive()
             # Killing first: an environment that must end may be burning the processor. Adopting
             # with it: the next command may kill what was adopted.
             batch.sort(key=lambda command: command[0][:1] not in _URGENT)
             for message, descriptors in batch:
-                place = self._carry_out(message, descriptors)
-                if place is not None:
-                    return place
+                self._carry_out(message, descriptors)
                 link.close_all(descriptors)
             # If the other end is gone, what it sent before still counts, to the last ADOPT.
             if not is_over:
-                return None
+                return
             if not any(message for message, _ in batch):
                 self._end()
 
@@ -119,7 +127,7 @@ class Zygote:
                 batch.append((b"?", []))
         return batch
 
-    def _carry_out(self, message: bytes, descriptors: list[int]) -> Place | None:
+    def _carry_out(self, message: bytes, descriptors: list[int]) -> None:
         """Do what a command says, or count it as malformed. Takes the descriptors that it keeps."""
         is_whole = len(message) == wire.COMMAND.size
         kind, number, first, second = wire.COMMAND.unpack(message) if is_whole else (0, 0, 0, 0)
@@ -127,23 +135,23 @@ class Zygote:
         if kind == wire.SPAWN and number not in self._named:
             given = _by_name(second, descriptors, "channel", "log")
             if given and (is_node or second & (wire.WITH_CODE | wire.AS_CUSTOM)):
-                return self._spawn(number, first, second, given)
+                self._spawn(number, first, second, given)
+                return
         elif kind == wire.FILL and is_node and second & ~wire.WITH_LAYERS == wire.WITH_CODE:
             given = _by_name(second, descriptors)
             if given:
-                self._fill(number, **given)
-                return None
+                self._fill(number, given)
+                return
         elif kind == wire.KILL and first in _SIGNALS and not descriptors:
             if number in self._named:
                 self._named[number].send(first or signal.SIGKILL)
-            return None
+            return
         elif kind == wire.ADOPT and self._may_adopt(number, first, descriptors):
             environment = Environment(number, first, descriptors.pop())
-            self._named[number] = self._watched[environment.pidfd] = environment
+            self._named[number] = self._adopted[environment.pidfd] = environment
             self._poll.register(environment.pidfd, select.POLLIN)
-            return None
+            return
         self.malformed += 1
-        return None
 
     def _may_adopt(self, number: int, uid: int, pidfds: list[int]) -> bool:
         """Whether a process that is not ours may be an environment of a zygote that died."""
@@ -158,76 +166,53 @@ class Zygote:
         first = self._options.first_uid
         return 0 < first <= uid < first + wire.MOST_UIDS
 
-    def _spawn(self, number: int, uid: int, second: int, given: dict[str, int]) -> Place | None:
+    def _spawn(self, number: int, uid: int, second: int, given: dict[str, int]) -> None:
         cgroup = str(uid) if second & wire.WITH_CGROUP else ""
         # With root's power every environment has a uid of its own; without, none has.
         is_lawful = self._is_free(uid) if self._level.bits & wire.ISOLATION_UID else uid == 0
         try:
             if not is_lawful or (cgroup and not self._level.bits & wire.ISOLATION_CGROUP):
                 raise PermissionError(errno.EPERM, "no uid or cgroup of an environment")
-            environment = making.begin(self._level, number, uid, cgroup)
+            environment, order, beside = making.prepare(
+                self._level, number, uid, second, given, cgroup
+            )
         except OSError as error:
             self._send(wire.REFUSED, number, error.errno or errno.EAGAIN)
-            return None
-        self._watched[environment.report.fileno()] = environment
-        if environment.pid:
-            self._named[number] = self._children[environment.pid] = environment
-            self._poll.register(environment.report, select.POLLIN)
-            return None
-        heritage.leave_signals()
-        kernel.overwrite(*self._arguments)  # they name places of the host
-        # Their numbers may soon be the user's files: nothing here may close them any more.
-        for end in (
-            self._commands,
-            self._parent,
-            *(each.report for each in self._watched.values()),
-        ):
-            end.detach()
-        is_custom = bool(second & wire.AS_CUSTOM)
-        place = Place(uid=uid, tmp_mb=second >> 8, cgroup=cgroup, is_custom=is_custom, **given)
-        making.become(self._level, place, self._options.command)
-        return place
+            return
+        self._named[number] = self._in_making[environment.report.fileno()] = environment
+        self._poll.register(environment.report, select.POLLIN)
+        self._orders.put(bytes(order), beside)
 
-    def _fill(self, number: int, code: int, layers: int = -1) -> None:
+    def _fill(self, number: int, given: dict[str, int]) -> None:
         try:
             if number not in self._named:
                 raise ProcessLookupError(errno.ESRCH, "there is no such cell")
-            cell = self._named[number].pidfd
-            pid = errands.begin(lambda: self._level.fill(cell, code, layers))
+            making.fill(self._level, self._named[number].pidfd, given)
         except OSError as error:
             self._send(wire.REFUSED, number, error.errno or errno.EAGAIN)
         else:
-            self._fillers[pid] = number
+            self._send(wire.FILLED, number)
 
     # ---------------------------------------------------------------------------- ends
 
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
-            while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-                if not pid:
-                    return
-                if pid in self._fillers:
-                    number, failure = self._fillers.pop(pid), errands.as_errno(status)
-                    self._send(wire.REFUSED if failure else wire.FILLED, number, failure)
-                elif pid in self._children:
-                    self._bury(self._children.pop(pid), os.waitstatus_to_exitcode(status))
-                self._end_orphans()
+            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if ended.si_pid not in self._children:
+                    # What it had to say it has said. Until it is reaped its pid is its own.
+                    for environment in [*self._in_making.values()]:
+                        self._settle(environment)
+                pid, status = os.waitpid(ended.si_pid, 0)
+                self._has_orphans = not self._level.bits & wire.ISOLATION_PID
+                if pid in self._children:
+                    environment = self._children.pop(pid)
+                    self._forget(environment)
+                    code = os.waitstatus_to_exitcode(status)
+                    self._send(wire.EXITED, environment.number, code)
 
-    def _bury(self, environment: Environment, code: int) -> None:
-        self._settle(environment)  # whether it ever was complete is known now, if not before
+    def _forget(self, environment: Environment) -> None:
         del self._named[environment.number]
         os.close(environment.pidfd)
-        if not environment.failure:
-            self._send(wire.EXITED, environment.number, code)
-
-    def _look_at(self, environment: Environment) -> None:
-        if environment.pid:
-            self._settle(environment)
-        else:  # adopted, and over
-            self._poll.unregister(environment.pidfd)
-            del self._watched[environment.pidfd], self._named[environment.number]
-            os.close(environment.pidfd)
 
     def _settle(self, environment: Environment) -> None:
         """Take what an environment in the making reports, and tell of it when that is the end."""
@@ -235,40 +220,42 @@ class Zygote:
         if failure is None:
             return
         self._poll.unregister(environment.report)
-        del self._watched[environment.report.fileno()]
+        del self._in_making[environment.report.fileno()]
         environment.report.close()
+        number = environment.number
         if failure:
-            environment.send(signal.SIGKILL)
-            link.close_all(environment.given)
-            self._send(wire.REFUSED, environment.number, failure)
+            environment.discard()
+            del self._named[number]
+            self._send(wire.REFUSED, number, failure)
         else:
-            about = (environment.number, environment.pid, environment.doors)
-            self._send(wire.STARTED, *about, environment.given)
+            self._children[environment.pid] = environment
+            self._send(wire.STARTED, number, environment.pid, environment.doors, environment.given)
 
-    def _end_orphans(self) -> bool:
-        """Kill what dead environments left behind: without PID namespaces it came to us.
-
-        Returns whether there was any.
-        """
-        if self._level.bits & wire.ISOLATION_PID:
-            return False
-        orphans = kernel.children() - self._children.keys() - self._fillers.keys()
-        for orphan in orphans:
+    def _end_orphans(self) -> None:
+        """Kill what dead environments left behind: without PID namespaces it came to us."""
+        self._has_orphans = False
+        for orphan in kernel.children() - self._children.keys() - {self._template.pid}:
             os.kill(orphan, signal.SIGKILL)  # its own children come to us next
-        return bool(orphans)
 
     def _end(self) -> NoReturn:
         """Kill everything, wait for it, and exit."""
         signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
         signal.alarm(_FAREWELL_S)
+        self._template.send(signal.SIGKILL)
+        for environment in [*self._in_making.values()]:
+            self._settle(environment)
         for environment in self._named.values():
             environment.send(signal.SIGKILL)
-            self._level.thaw(environment.uid)  # a frozen one does not die on version 1
-        for environment in self._named.values():
-            ended = select.poll()
-            ended.register(environment.pidfd, select.POLLIN)
-            ended.poll()
-        while self._end_orphans():
+            making.thaw(self._level, environment.uid)  # a frozen one does not die on version 1
+        for environment in (self._template, *self._named.values()):
+            if environment.pidfd >= 0:
+                ended = select.poll()
+                ended.register(environment.pidfd, select.POLLIN)
+                ended.poll()
+        # What is in the making still, and what dead environments left to us.
+        while left := kernel.children():
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
             os.waitpid(-1, 0)
         os._exit(0)
 
@@ -278,23 +265,7 @@ class Zygote:
         self, kind: int, number: int, first: int = 0, second: int = 0, fds: Sequence[int] = ()
     ) -> None:
         """Tell the supervisor, and close `fds` once they are on their way."""
-        self._outbox.append((wire.COMMAND.pack(kind, number, first, second), fds))
-        self._flush()
-
-    def _flush(self) -> None:
-        """Send what the supervisor has room for; the rest when it reads again."""
-        while self._outbox:
-            message, descriptors = self._outbox[0]
-            try:
-                link.send(self._commands, message, descriptors)
-            except BlockingIOError:
-                self._poll.modify(self._commands, _READABLE | select.POLLOUT)
-                return
-            except OSError:
-                pass  # the supervisor is gone, as the poll is about to say
-            link.close_all(descriptors)
-            self._outbox.popleft()
-        self._poll.modify(self._commands, _READABLE)
+        self._answers.put(wire.COMMAND.pack(kind, number, first, second), fds)
 
 
 def main(argv: list[str]) -> None:
@@ -314,11 +285,14 @@ def main(argv: list[str]) -> None:
 
             runtime.preload()
         runs = [runtime.run, custom.run]
-    zygote = Zygote(options, commands, parent, level)
     gc.collect()
     gc.freeze()  # a collection in an environment would copy every page of this heap
-    is_custom = zygote.serve()
-    del zygote, commands, parent, level
+    pid, orders = template.fork((commands, parent))
+    if pid:
+        own = Environment(0, 0, os.pidfd_open(pid), pid)
+        Zygote(options, commands, parent, level, own, orders).serve()
+    is_custom = template.serve(level, orders, options.command)
+    del options, commands, parent, level, orders
     runs[is_custom]()
 
 
