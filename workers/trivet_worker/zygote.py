@@ -17,7 +17,7 @@ import socket
 from collections.abc import Sequence
 from typing import NoReturn
 
-from trivet_worker import heritage, kernel, link, making, template, trials, wire
+from trivet_worker import heritage, kernel, link, making, pools, template, trials, wire
 from trivet_worker.heritage import Options
 from trivet_worker.isolation import Isolation
 from trivet_worker.making import Environment
@@ -286,6 +286,7 @@ def main(argv: list[str]) -> None:
             runtime.preload()
         runs = [runtime.run, custom.run]
     gc.collect()
+    pools.fill()
     gc.freeze()  # a collection in an environment would copy every page of this heap
     pid, orders = template.fork((commands, parent))
     if pid:
