@@ -42,7 +42,7 @@ class Gap:
 
 
 # What cannot be reached on a machine of ours, and why. What is reached after all must go.
-_OTHER_LIBRARY = "a C library unlike all that we know; trials.py then does without namespaces"
+_OTHER_LIBRARY = "a C library unlike all that we know, where no environment could be forked"
 EXEMPT = {
     Gap("kernel", "if not 0 <= place < _THREAD_WORDS:", NOT_ONCE): _OTHER_LIBRARY,
     Gap("kernel", "raise OSError(errno.ENOSYS, _NO_PLACE)", NEVER): _OTHER_LIBRARY,

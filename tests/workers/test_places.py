@@ -429,3 +429,12 @@ def test_it_can_be_stopped_and_continued(zygote: Zygote, code: Code) -> None:
     assert environment.invoke("2").json == 2
     zygote.command(wire.KILL, environment.number, signal.SIGSTOP)
     assert environment.kill() == -signal.SIGKILL
+
+
+def test_who_cannot_come_back_from_where_others_live_ends() -> None:
+    with open(os.devnull) as no_namespace:
+        child = os.fork()
+        if child == 0:
+            kernel.come_back(no_namespace.fileno(), kernel.CLONE_NEWNET)
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1

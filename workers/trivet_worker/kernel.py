@@ -189,6 +189,15 @@ def join_namespaces(descriptor: int, namespaces: int) -> None:
     call("setns", descriptor, namespaces)
 
 
+def come_back(descriptor: int, namespaces: int) -> None:
+    """As `join_namespaces`, from where others live. Ends a process that cannot: whatever it did
+    next, it would do there."""
+    try:
+        join_namespaces(descriptor, namespaces)
+    except OSError:
+        os._exit(1)
+
+
 def mounting(kind: str, target: str, flags: int, options: Any) -> Words:
     """Mount a new filesystem of a kind without a device."""
     return ("mount", kind, target, kind, flags, options)

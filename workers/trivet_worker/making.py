@@ -184,7 +184,7 @@ def fill(level: Isolation, cell: int, given: Mapping[str, int]) -> None:
                 for name, tree in trees.items():
                     kernel.call(*kernel.attaching(tree, view.PLACES[name]))
             finally:
-                kernel.join_namespaces(home, kernel.CLONE_NEWNS)
+                kernel.come_back(home, kernel.CLONE_NEWNS)
 
 
 def thaw(level: Isolation, uid: int) -> None:
