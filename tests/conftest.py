@@ -1,6 +1,7 @@
 """Fixtures that every test may use."""
 
 import gc
+import signal
 
 import pytest
 from hypothesis import settings
@@ -8,6 +9,10 @@ from hypothesis import settings
 # A loaded machine is no reason to fail: hypothesis would take a slow example for a slow program.
 settings.register_profile("trivet", deadline=None)
 settings.load_profile("trivet")
+
+# A shell has what a script puts into the background ignore SIGINT, and so would all that a test
+# starts: a Ctrl-C that a test sends would never arrive.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure() -> None:

@@ -183,5 +183,6 @@ def test_a_route_taken_away_is_gone(platform: Running, deploy: Deploy) -> None:
     platform.trivet("trigger", "http", function.name, "/short-lived", "--method", "GET")
     assert request(platform, "/short-lived")[0] == 200
     assert request(platform, "/short-lived", "POST")[0] == 404
-    platform.trivet("trigger", "rm", "GET /short-lived")
+    removed = platform.trivet("trigger", "rm", "GET /short-lived", "--json").stdout
+    assert json.loads(removed) == {"removed": "GET /short-lived"}
     assert request(platform, "/short-lived")[0] == 404

@@ -125,6 +125,7 @@ def test_all_dead_letters_are_sent_again_when_that_is_agreed_to(
     ("words", "says"),
     [
         (("events", "00000000-0000-4000-8000-000000000000"), "Event not found"),
+        (("events", "nobody"), "there is no function 'nobody'"),
         (("replay", "00000000-0000-4000-8000-000000000000"), "Event not found"),
         (("replay", "hello"), "'hello' is not a request id"),
         (("replay", "--state", "dead"), "of one --function"),

@@ -20,7 +20,7 @@ from typing import Any
 
 from tests.platform import stand_ins
 
-from trivet.launcher import cgroups
+from trivet.launcher import cgroups, precedence
 from trivet.launcher.identities import identities
 from trivet.settings import Settings
 
@@ -213,7 +213,9 @@ class Launched:
             os.close(descriptor)
         if self.settings.data_path.exists():
             # Those of a launcher that was killed wait for its successor.
-            assert cgroups.prepare(self.settings, identities(self.settings)).remove()
+            made = cgroups.prepare(self.settings, identities(self.settings))
+            precedence.clear(made)
+            assert made.remove()
         self._reports.close()
         self.stderr.close()
         shutil.rmtree(self.folder)

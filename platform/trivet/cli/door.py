@@ -14,12 +14,15 @@ from trivet.core.arns import FunctionRef, parse_function_ref
 from trivet.errors import CallerError, FunctionNotFound, TrivetError
 from trivet.settings import Settings
 
+# Statuses that say that something here is out of order, and not the call.
+_OUR_FAULTS = (500, 503)
+
 
 class Refused(TrivetError):
     """The AWS endpoint answered with an error, in its own words."""
 
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(f"{kind}: {message}" if message else kind)
+    def __init__(self, kind: str, message: str, hint: str = "") -> None:
+        super().__init__(f"{kind}: {message}" if message else kind, hint=hint)
         self.kind = kind  # "ResourceNotFoundException"
 
 
@@ -49,17 +52,8 @@ class Door:
     @contextmanager
     def answers(self) -> Iterator[None]:
         """Turn botocore's errors into ours. Raises Refused and NotRunning."""
-        from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
-
-        try:
+        with answers(self._settings):
             yield
-        except ClientError as error:
-            told = error.response["Error"]
-            raise Refused(told.get("Code", "Error"), told.get("Message", "")) from error
-        except EndpointConnectionError as error:
-            raise not_running(self._settings) from error
-        except BotoCoreError as error:
-            raise TrivetError(str(error)) from error
 
     def function(self, name: str) -> Mapping[str, Any] | None:
         """The configuration of a function, if there is one of that name."""
@@ -79,6 +73,24 @@ class Door:
         if found is None:
             raise FunctionNotFound(f"there is no function '{name}'", hint=f"{command()} ls")
         return found
+
+
+@contextmanager
+def answers(settings: Settings) -> Iterator[None]:
+    """Turn botocore's errors into ours. Raises Refused and NotRunning."""
+    from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
+
+    try:
+        yield
+    except ClientError as error:
+        told = error.response["Error"]
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        hint = f"{command()} doctor" if status in _OUR_FAULTS else ""
+        raise Refused(told.get("Code", "Error"), told.get("Message", ""), hint) from error
+    except EndpointConnectionError as error:
+        raise not_running(settings) from error
+    except BotoCoreError as error:
+        raise TrivetError(str(error)) from error
 
 
 def named(function: str) -> FunctionRef:

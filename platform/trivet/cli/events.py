@@ -66,6 +66,9 @@ def events(
     function = named(what).name if what else ""
     with door.answers():
         listed = list(listing(door.client("trivet"), function, state, limit))
+        if function and not listed:
+            # No events may mean no such function, which is the better thing to say.
+            door.require_function(function)
     if as_json:
         print(json.dumps([record(each) for each in listed]))
         return

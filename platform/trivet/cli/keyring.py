@@ -25,7 +25,7 @@ def access_key(settings: Settings) -> tuple[str, str]:
         raise Unavailable(message, hint=f"sudo {command()} env --data {settings.data}") from error
     except Exception as error:
         message = f"the durable server does not answer: {error or type(error).__name__}"
-        raise Unavailable(message, hint=f"{command()} down; {command()} up --detach") from error
+        raise Unavailable(message, hint=f"{command()} doctor") from error
     if not secrets:
         message = "the account has no access key yet"
         raise Unavailable(message, hint=f"{command()} down; {command()} up --detach")

@@ -109,6 +109,7 @@ def rm(
     ] = "default",
     data: Data = None,
     quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Remove a trigger. The function stays."""
     settings, running = _platform(data)
@@ -122,7 +123,9 @@ def rm(
             _remove(api, found, triggers)
         elif not _NAME.fullmatch(key) or not sources.remove(door, key):
             raise CallerError(f"there is no trigger '{key}'", hint=f"{command()} trigger list")
-    if not quiet:
+    if as_json:
+        print(json.dumps({"removed": key}))
+    elif not quiet:
         say(f"  ✓ removed '{harmless(key)}'")
 
 

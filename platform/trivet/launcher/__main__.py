@@ -8,7 +8,9 @@ people.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shlex
 import socket
 import sys
 import time
@@ -188,13 +190,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     ready_fd = int(arguments[1]) if arguments[:1] == ["--ready-fd"] else None
     report = Report(ready_fd)
+    settings = inherited_settings()
     try:
-        launch(inherited_settings(), report)
+        launch(settings, report)
     except TrivetError as error:
         report.refused(error)
         return exit_code(error)
     except OSError as error:
-        failure = PlatformError(f"the platform cannot start: {error}")
+        # Without a hint, a disk that is full would be one more number of an error.
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = f"du -xsh {shlex.quote(settings.data)}/*" if is_full else ""
+        failure = PlatformError(f"the platform cannot start: {error}", hint=hint)
         report.refused(failure)
         return exit_code(failure)
     except KeyboardInterrupt:

@@ -36,7 +36,7 @@ def precedence(cgroups: Cgroups) -> Iterator[None]:
                 _tell(own / "cpu.weight", _WEIGHT_V2)
         yield
         return
-    own = base.with_name(f"{base.name}-platform")
+    own = _own_v1(cgroups)
     with contextlib.suppress(OSError):
         own.mkdir(mode=0o755, exist_ok=True)
         _tell(own / "cpu.shares", _SHARES_V1)
@@ -44,11 +44,24 @@ def precedence(cgroups: Cgroups) -> Iterator[None]:
     try:
         yield
     finally:
-        for pid in _processes(own):  # us, and who has not quite ended
-            with contextlib.suppress(OSError):
-                _tell(base.parent / "cgroup.procs", pid)
+        clear(cgroups)
+
+
+def clear(cgroups: Cgroups) -> None:
+    """Leave no cgroup of the platform's own, which a killed launcher could not remove either."""
+    if cgroups.version != 1:
+        return
+    own = _own_v1(cgroups)
+    for pid in _processes(own):  # us, and who has not quite ended
         with contextlib.suppress(OSError):
-            own.rmdir()
+            _tell(own.parent / "cgroup.procs", pid)
+    with contextlib.suppress(OSError):
+        own.rmdir()
+
+
+def _own_v1(cgroups: Cgroups) -> Path:
+    base = Path(cgroups.paths["cpu"])
+    return base.with_name(f"{base.name}-platform")
 
 
 def _tell(file: Path, number: int) -> None:
