@@ -93,6 +93,7 @@ def test_what_cannot_be_watched_is_refused_with_the_command_that_mends_it(
     function = deploy(TELLS)
     refused = platform.trivet("trigger", "schedule", function.name, "rate(1 minutes)", check=False)
     assert "Parameter ScheduleExpression is not valid." in refused.stderr
+    assert refused.stderr.endswith("hint: trivet trigger schedule --help\n")
     if os.geteuid() == 0:
         folder.chmod(0o700)
         refused = platform.trivet("trigger", "files", function.name, str(folder), check=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -254,6 +256,39 @@ async def test_no_more_than_a_thousand_events_come_at_once(call: Call, function:
 
 def test_every_operation_is_in_the_model() -> None:
     assert OPERATIONS.keys() <= load("trivet").operations.keys()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_a_folder_that_only_stands_in_for_a_closed_one_is_refused(tmp_path: Path) -> None:
+    """As the launcher covers a closed home: a folder there is empty, and stays so."""
+    home = tmp_path / "home"
+    (home / "inbox").mkdir(parents=True)
+    program = (
+        "import os, sys\n"
+        "from trivet.aws.own.folders import reachable\n"
+        "from trivet.errors import CallerError\n"
+        "from trivet.launcher import kernel\n"
+        "assert reachable(sys.argv[1]) == reachable(sys.argv[2]).rpartition('/')[0]\n"
+        "kernel.unshare_mounts()\n"
+        "kernel.mount('none', '/', None, kernel.MS_REC | kernel.MS_SLAVE)\n"
+        "kernel.mount('trivet', sys.argv[1], 'tmpfs', 0)\n"
+        "os.mkdir(sys.argv[2])\n"
+        "for folder in sys.argv[1:]:\n"
+        "    try:\n"
+        "        reachable(folder)\n"
+        "    except CallerError as error:\n"
+        "        print(error.message)\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", program, str(home), str(home / "inbox")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    refusals = told.stdout.splitlines()
+    assert len(refusals) == 2
+    for folder, words in zip((home, home / "inbox"), refusals, strict=True):
+        assert words.startswith(f"Trivet sees no folder {folder}. If it is there, it lies below")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may look into every folder")

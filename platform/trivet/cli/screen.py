@@ -93,9 +93,14 @@ def report(error: Exception, arguments: Sequence[str]) -> int:
     return code
 
 
+# Verbs whose second word says what is to be done.
+_GROUPS = ("ledger", "runtime", "trigger")
+
+
 def _told(error: Exception, arguments: Sequence[str]) -> tuple[str, str, int]:
-    verb = next((word for word in arguments if not word.startswith("-")), "")
-    usage = " ".join(filter(None, (command(), verb, "--help")))
+    words = [word for word in arguments if not word.startswith("-")]
+    verb = words[: 2 if words[:1] and words[0] in _GROUPS else 1]
+    usage = " ".join((command(), *verb, "--help"))
     if isinstance(error, TrivetError):
         code = EXIT_UNUSABLE_SETTINGS if isinstance(error, SettingsError) else 1
         return error.message, error.hint or usage, getattr(error, "exit_code", code)

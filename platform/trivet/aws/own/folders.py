@@ -19,6 +19,8 @@ def reachable(folder: str) -> str:
         )
     real = os.path.realpath(folder)
     try:
+        if _is_stand_in(real):
+            raise FileNotFoundError
         with os.scandir(real):
             return real
     except NotADirectoryError:
@@ -34,6 +36,18 @@ def reachable(folder: str) -> str:
         ) from None
     except OSError as error:
         raise CallerError(f"{folder} cannot be watched: {error.strerror}.") from None
+
+
+def _is_stand_in(real: str) -> bool:
+    """Whether the launcher put this folder in the place of one that is closed to services: it
+    holds only the way to what they need, and no file will ever come."""
+    device = os.stat(real).st_dev
+    place = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        before, _, after = line.partition(" - ")
+        if before.split(" ")[2] == place:
+            return after.startswith("tmpfs trivet ")
+    return False
 
 
 def _closed(real: Path) -> str:
