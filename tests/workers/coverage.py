@@ -47,8 +47,9 @@ EXEMPT = {
     Gap("kernel", "if not 0 <= place < _THREAD_WORDS:", NOT_ONCE): _OTHER_LIBRARY,
     Gap("kernel", "raise OSError(errno.ENOSYS, _NO_PLACE)", NEVER): _OTHER_LIBRARY,
     Gap("kernel", "for capability in range(64):", ALWAYS): "no kernel knows 64 of them",
-    Gap("pools", "for _ in repeat(None, _MOST_BATCHES):", ALWAYS): "an allocator without pools",
 }
+# What depends on what else asks for memory meanwhile, as recording does.
+EITHER = {Gap("pools", "for _ in repeat(None, _MOST_BATCHES):", ALWAYS)}
 
 
 def gaps(module: str, source: str, arcs: set[tuple[int, int]]) -> Iterator[tuple[int, Gap]]:
@@ -115,7 +116,7 @@ def main(tests: Sequence[str]) -> int:
         for line, gap in gaps(module, Path(path).read_text(), arcs):
             if gap in missed:
                 missed[gap] = True
-            else:
+            elif gap not in EITHER:
                 unexpected += 1
                 print(f"{module}.py:{line} {gap.kind}: {gap.text}")
     for gap in (gap for gap, is_missed in missed.items() if not is_missed):

@@ -104,8 +104,8 @@ class Isolation:
         yield wire.WITH_SCRATCH, kernel.attaching(SCRATCH, place)
         for folder in view.ways(self.folders, "/tmp"):
             yield ALL, ("mkdir", place + folder.removeprefix("/tmp"), 0o755)
-            if folder in self.folders:
-                yield ALL, kernel.binding(folder, place + folder.removeprefix("/tmp"))
+        for folder in [each for each in self.folders if view.is_inside(each, "/tmp")]:
+            yield ALL, kernel.binding(folder, place + folder.removeprefix("/tmp"))
         yield ALL, kernel.moving(place, "/tmp")
         yield wire.WITH_CODE, kernel.attaching(CODE, view.CODE_PATH)
         yield wire.WITH_LAYERS, kernel.attaching(LAYERS, view.LAYERS_PATH)
