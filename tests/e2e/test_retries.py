@@ -185,13 +185,11 @@ def test_without_concurrency_an_event_goes_straight_to_its_destination(
 def test_a_change_of_the_configuration_holds_for_the_next_end(
     hasty: Running, deploy: Deploy
 ) -> None:
-    function = deploy(
-        "import time\ndef handler(e, c):\n    time.sleep(e)\n    raise ValueError('no')"
-    )
-    accept(function, 0)
+    function = deploy(FAILS)
+    accept(function, 1)
     ended(hasty, function)
     configure(function, MaximumRetryAttempts=0)
-    accept(function, 0.5)  # the supervisor hears of the change while this one runs
+    accept(function, 2)
     entries = ended(hasty, function, 2)
     assert [len(progress(entry).attempts) for entry in entries] == [3, 1]
 

@@ -234,7 +234,7 @@ async def test_a_changed_function_is_told_to_the_supervisors(lane: Lane) -> None
     calls = await lane.calls()
     taker = Echo()
     await lane.intake(taker)
-    calls.tell_changed("hello")
+    await calls.tell_changed("hello")
     await until(lambda: taker.changes == ["hello"])
 
 

@@ -242,6 +242,24 @@ async def test_a_late_event_of_the_old_version_does_not_cool_the_new_one(make: M
     assert await warm.answer() == request_id
 
 
+async def test_an_event_that_comes_with_the_word_of_a_change_runs_the_new_version(
+    make: Make,
+) -> None:
+    host = make()
+    zygote = host.attach()
+    await settle()
+    old = await host.deploy(memory_mb=128)
+    await host.warm(old, zygote)
+    new = await host.deploy(memory_mb=256)
+    host.dispatcher.changed("hello")
+    (request_id,) = host.deliver(old, version_key="")  # those of the durable lane name none
+    inside = await zygote.spawned()
+    await inside.begin()
+    assert await inside.answer() == request_id
+    await until(lambda: request_id in host.answers)
+    assert host.dispatcher._fleets["hello", new.key].idle
+
+
 async def test_what_is_loaded_counts_as_taken(make: Make) -> None:
     host = make(max_environments=4)
     zygote = host.attach()

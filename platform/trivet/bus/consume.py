@@ -203,19 +203,38 @@ class Intake:
                 tasks.cancel_scope.cancel()
 
     async def _listen(self, bell: Connection, last: bytes) -> None:
-        while True:
-            reply = await bell.call("XREAD", "BLOCK", 5_000, "STREAMS", keys.BELL, last)
+        """Until the connection is lost, which is raised."""
+        ended: asyncio.Future[None] = self._loop.create_future()
+
+        def on_rung(reply: Any) -> None:
+            # In this very turn: what is read after a change was told of must find it known.
+            nonlocal last
+            if isinstance(reply, Exception):
+                if not ended.done():
+                    ended.set_exception(reply)
+                return
             for entry_id, fields in reply[0][1] if reply else ():
                 last = entry_id
-                function = fields[1].decode(errors="replace")
-                if not function.isprintable():
-                    log.warning("bell.malformed", entry=entry_id)
-                elif fields[0] == keys.RING:
-                    self.rung(function)
-                elif fields[0] == keys.RING_DURABLE:
-                    self.on_durable_ring(function)
-                elif fields[0] == keys.CHANGED:
-                    self._taker.changed(function)
+                self._heard(entry_id, fields)
+            listen()
+
+        def listen() -> None:
+            command = (b"XREAD", b"BLOCK", b"5000", b"STREAMS", keys.BELL, last)
+            bell.send(pack(command), on_rung)
+
+        listen()
+        await ended
+
+    def _heard(self, entry_id: bytes, fields: list[bytes]) -> None:
+        function = fields[1].decode(errors="replace")
+        if not function.isprintable():
+            log.warning("bell.malformed", entry=entry_id)
+        elif fields[0] == keys.RING:
+            self.rung(function)
+        elif fields[0] == keys.RING_DURABLE:
+            self.on_durable_ring(function)
+        elif fields[0] == keys.CHANGED:
+            self._taker.changed(function)
 
     async def _succeed(self, out: Connection) -> set[str]:
         """Clear up after this node's dead epochs: fail what they held, ring what they served."""

@@ -36,6 +36,7 @@ TRIM_BYTES = 262_144
 SWEEP_S = 0.25
 # A ring can be lost with the supervisor that heard it. A call unanswered for this long rings again.
 RING_AGAIN_S = 0.25
+TOLD_WITHIN_S = 1.0  # that a function was changed; beyond that supervisors hear it later
 RECONNECT_WAIT_S = 2.0  # a call may wait this long for an express server that restarts
 # On top of function timeout, init and queueing: by then a supervisor has answered, or is gone.
 GRACE_S = 10.0
@@ -165,15 +166,23 @@ class Calls:
         if call.is_given_up:
             self._withdraw(call)
 
-    def _ring(self, function: str, field: bytes = keys.RING) -> None:
+    def _ring(self, function: str) -> None:
         if self._out is not None:
-            # Names on the bell are hints: a few hundred of them are more than anyone reads late.
-            command = pack((b"XADD", keys.BELL, b"MAXLEN", b"~", b"500", b"*", field, function))
-            self._out.send(command, _ignored)
+            self._out.send(pack(_on_bell(keys.RING, function)), _ignored)
 
-    def tell_changed(self, function: str) -> None:
-        """Let supervisors know that `function` was updated or deleted."""
-        self._ring(function, keys.CHANGED)
+    async def tell_changed(self, function: str) -> None:
+        """Let supervisors know that `function` was updated or deleted.
+
+        They know before they are given whatever is accepted once this returns. A server that is
+        away, or slow, is not waited for: who comes back reads all records anew.
+        """
+        if self._out is None:
+            return
+        with anyio.move_on_after(TOLD_WITHIN_S):
+            try:
+                await self._out.call(*_on_bell(keys.CHANGED, function))
+            except (OSError, hiredis.HiredisError) as error:
+                _ignored(error)
 
     # ------------------------------------------------------------------ replies
 
@@ -348,6 +357,11 @@ def _failure(error_type: str, status: int, message: str) -> TrivetError:
     if status == Unavailable.status:
         return Unavailable(message)
     return PlatformError(message)
+
+
+def _on_bell(field: bytes, function: str) -> tuple[str | bytes, ...]:
+    # Names on the bell are hints: a few hundred of them are more than anyone reads late.
+    return (b"XADD", keys.BELL, b"MAXLEN", b"~", b"500", b"*", field, function)
 
 
 def _ignored(reply: Any) -> None:

@@ -129,9 +129,6 @@ async def serve_gateway(settings: Settings) -> None:
     )
     publisher.on_throttled = partial(platform.counters.throttled, "durable")
 
-    async def changed(name: str) -> None:
-        calls.tell_changed(name)
-
     host, port = listeners["http"].getsockname()[:2]
     services = Services(
         place=place,
@@ -154,7 +151,7 @@ async def serve_gateway(settings: Settings) -> None:
         runtimes=runtimes,
         max_concurrency=settings.max_concurrency,
         http_url=f"http://{host}:{port}",
-        changed=changed,
+        changed=calls.tell_changed,
     )
     door = Door(services, verifier, TABLES, function_actions)
     front = Front(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable
 
@@ -52,6 +53,9 @@ class Dispatcher:
         self._by_function: dict[str, list[Fleet]] = {}
         # Events whose version is being fetched.
         self._loading: dict[tuple[str, str], list[frames.Delivery]] = {}
+        # Functions whose record was changed since it was read here, and which change that was.
+        self._changes: dict[str, int] = {}
+        self._count_changes = itertools.count(1)
         self._finished: anyio.Event | None = None  # set once nothing runs or waits any more
         self._is_starved = False  # some fleet wants a slot and has none
         # Functions without a fleet whose events are not read for want of a slot, and since when.
@@ -100,6 +104,8 @@ class Dispatcher:
         if delivery.version_key:
             return self._fleets.get((delivery.function, delivery.version_key))
         # An asynchronous event runs what is current when it runs, not when it was sent.
+        if delivery.function in self._changes:
+            return None  # what that is remains to be seen
         newest = self._by_function.get(delivery.function, ())
         return newest[-1] if newest and not newest[-1].is_superseded else None
 
@@ -137,6 +143,7 @@ class Dispatcher:
         return not self._by_function.get(function) and not self._is_loading(function)
 
     def changed(self, function: str) -> None:
+        self._changes[function] = next(self._count_changes)
         self._tasks.start_soon(self._retire_changed, function)
 
     # ------------------------------------------------------------------ fleets
@@ -162,7 +169,7 @@ class Dispatcher:
         message = "The function's version is gone."
         is_gone = False
         try:
-            current = await self._store.fetch(function)
+            current = await self._current(function)
             if current is not None and version_key in ("", current.latest.key):
                 # An asynchronous event, which names none, runs what is current when it runs.
                 version = current.latest
@@ -192,6 +199,15 @@ class Dispatcher:
         fleet.queue.extend(d for d in waiting if not self.settlement.refused(d))
         self._assign(fleet)
         self.settlement.read(function)
+
+    async def _current(self, function: str) -> Function | None:
+        """Its record, as of now or of the last change that was told of. Raises Unavailable."""
+        while True:
+            seen = self._changes.get(function)
+            current = await self._store.fetch(function)
+            if self._changes.get(function) == seen:
+                self._changes.pop(function, None)
+                return current
 
     def _fleet(self, version: FunctionVersion, *, is_current: bool) -> Fleet:
         """The fleet of `version`, made if need be. Only the current one keeps anything warm."""
@@ -288,12 +304,13 @@ class Dispatcher:
 
     async def _retire_changed(self, function: str) -> None:
         """A function was updated or deleted: what is warm of its old version goes."""
-        if function not in self._by_function:
+        if function not in self._by_function and not self._is_loading(function):
+            self._changes.pop(function, None)
             return
         try:
-            current: Function | None = await self._store.fetch(function)
+            current: Function | None = await self._current(function)
         except Exception as error:
-            # Not urgent: the next event brings the new version's key along.
+            # Not urgent: the next event brings the new version's key along, or has it read again.
             log.warning("function.unreadable", function=function, error=str(error))
             return
         if current is not None:
@@ -328,6 +345,7 @@ class Dispatcher:
                     if not self._by_function[key[0]]:
                         del self._by_function[key[0]]
                         self._policies.forget(key[0])
+                        self._changes.pop(key[0], None)
             left()
             self._unserved.clear()  # whoever still has events asks again
 
