@@ -30,6 +30,8 @@ from trivet.launcher import folders
 from trivet.settings import Settings
 from trivet.store.logs import LogWriter
 
+pytestmark = pytest.mark.slow  # each command is a process that imports all of the command line
+
 BIN = Path(sys.executable).parent
 KEY_ID, SECRET = "AKIATESTTESTTESTTEST", "very'secret"
 
