@@ -481,7 +481,7 @@ from trivet_worker import kernel
 mount, target = int(sys.argv[1]), sys.argv[2]
 kernel.unshare(kernel.CLONE_NEWNS)
 kernel.make_private("/")
-kernel.attach_tree(mount, target)
+kernel.call(*kernel.attaching(mount, target))
 os.close(mount)
 os.setresuid(65534, 65534, 65534)
 os.chdir(target)
