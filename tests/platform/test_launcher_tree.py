@@ -30,11 +30,6 @@ def launched() -> Iterator[Launched]:
         launched.close()
 
 
-def ended(process: subprocess.Popen[bytes]) -> int:
-    process.send_signal(signal.SIGTERM)
-    return process.wait(DEADLINE_S)
-
-
 def asked_to_end(launched: Launched, process: subprocess.Popen[bytes]) -> int:
     process.send_signal(signal.SIGTERM)
     return launched.ended(process)
@@ -169,7 +164,7 @@ def test_a_killed_zygote_alone_is_replaced_and_its_environment_lives(launched: L
     assert launched.event("supervisor", "zygote")["pid"] == supervisor["pid"]
     launched.event("environment", "started")
     os.kill(environment["pid"], 0)  # it lives
-    assert ended(process) == 0
+    assert asked_to_end(launched, process) == 0
     assert has_ended(environment["pid"])
 
 
@@ -192,7 +187,7 @@ def test_a_killed_server_is_replaced(launched: Launched, lane: str) -> None:
     line = f"! valkey ({lane}) ended (signal 9), started again at once"
     assert line in launched.said().splitlines()
     assert launched.count("gateway", "started") == 1
-    assert ended(process) == 0
+    assert asked_to_end(launched, process) == 0
 
 
 # -------------------------------------------------------------------------------- peers
@@ -397,7 +392,7 @@ def test_it_ends_from_the_outside_in_and_leaves_nothing(launched: Launched) -> N
     process = launched.up()
     launched.event("environment", "started")
     servers = [launched.server_pid(lane) for lane in ("express", "durable")]
-    assert ended(process) == 0
+    assert asked_to_end(launched, process) == 0
     launched.event("launcher", "ended")
     order = [
         event["name"] for event in launched.events if event["event"] in ("asked to end", "ended")
@@ -412,7 +407,7 @@ def test_a_second_interrupt_ends_it_at_once(launched: Launched) -> None:
     process.send_signal(signal.SIGINT)
     launched.event("gateway", "asked to end")
     process.send_signal(signal.SIGINT)
-    assert process.wait(DEADLINE_S) == 0
+    assert launched.ended(process) == 0
     assert all(has_ended(pid) for pid in launched.pids())
 
 
@@ -425,7 +420,7 @@ def test_a_killed_launcher_takes_everything_with_it(launched: Launched) -> None:
     assert all(has_ended(pid) for pid in [*launched.pids(), *servers])
     assert (launched.run / "platform.json").exists()
     # The next one clears up and serves, on the very same ports if asked to.
-    assert ended(launched.up()) == 0
+    assert asked_to_end(launched, launched.up()) == 0
     assert left_in_run(launched) == ["lock"]
 
 
