@@ -21,6 +21,7 @@ from trivet.core.outcomes import Outcome
 from trivet.supervisor.counters import DURABLE, EXPRESS
 from trivet.supervisor.deadlines import Deadline, Deadlines, clear
 from trivet.supervisor.environments import Environment
+from trivet.supervisor.journal import Ended
 from trivet.supervisor.pool import Pool
 from trivet.supervisor.settlement import Settlement
 from trivet_worker import wire
@@ -323,11 +324,7 @@ class Fleet:
             status=outcome.status,
         )
         tail = environment.journal.end(
-            outcome,
-            run_ns=run_ns,
-            billed_ms=reading.billed_ms,
-            init_ns=init_ns,
-            peak_mb=environment.peak_mb,
+            Ended(outcome, run_ns, reading.billed_ms, init_ns, environment.peak_mb)
         )
         self._settlement.ended(delivery, outcome, reading, tail)
         lane = DURABLE if delivery.is_durable else EXPRESS

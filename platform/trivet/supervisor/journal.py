@@ -10,7 +10,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
-from functools import partial
+from typing import NamedTuple
 
 from trivet.core.functions import FunctionVersion
 from trivet.core.outcomes import Outcome
@@ -31,6 +31,16 @@ LINE_BYTES = 262_144  # AWS cuts a log event here
 TAIL_BYTES = 4_096
 
 
+class Ended(NamedTuple):
+    """An invocation that has ended, as its REPORT tells."""
+
+    outcome: Outcome
+    run_ns: int
+    billed_ms: int
+    init_ns: int | None  # None: the environment was warm
+    peak_mb: Callable[[], int]  # asked when the line is written
+
+
 class Journal:
     """The log stream of one environment."""
 
@@ -47,7 +57,7 @@ class Journal:
         self._partial = b""
         self._request_id = ""
         self._tail: bytearray | None = None
-        self._owed: Callable[[], None] | None = None  # END and REPORT of what has ended
+        self._owed: Ended | None = None  # END and REPORT are not written yet
         self._is_closed = False
         self.dropped_bytes = 0
         self._is_flooded = False  # some of what was read last was dropped
@@ -134,54 +144,40 @@ class Journal:
         self._tail = bytearray() if keep_tail else None
         self._add("platform", f"START RequestId: {request_id} Version: {self._version.version}")
 
-    def end(
-        self,
-        outcome: Outcome,
-        *,
-        run_ns: int,
-        billed_ms: int,
-        init_ns: int | None,
-        peak_mb: Callable[[], int],
-    ) -> bytes:
+    def end(self, ended: Ended) -> bytes:
         """END and REPORT. Returns the last 4 KB of this invocation's log, if they were kept.
 
-        Where they were not, nobody waits for these lines: they are written once this turn of the
-        loop has sent what it has to send.
+        Where they were not, nobody waits for these lines: they are written once what this turn of
+        the loop answers has left.
         """
-        self._owed = partial(self._write_end, outcome, run_ns, billed_ms, init_ns, peak_mb)
+        self._owed = ended
         if self._tail is None and not self._is_closed:
-            asyncio.get_running_loop().call_soon(self._settle)
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, self._settle)  # answers leave with the next turn
             return b""
         self._settle()
         tail, self._tail = self._tail, None
         return bytes(tail[-TAIL_BYTES:]) if tail is not None else b""
 
     def _settle(self) -> None:
-        owed, self._owed = self._owed, None
-        if owed is not None:
-            owed()
+        ended, self._owed = self._owed, None
+        if ended is not None:
+            self._write_end(ended)
 
-    def _write_end(
-        self,
-        outcome: Outcome,
-        run_ns: int,
-        billed_ms: int,
-        init_ns: int | None,
-        peak_mb: Callable[[], int],
-    ) -> None:
+    def _write_end(self, ended: Ended) -> None:
         self._read_all()
         self._flush_partial()
-        request_id = self._request_id
+        outcome, request_id = ended.outcome, self._request_id
         if outcome.log_line:
             self._add("platform", outcome.log_line)
         self._add("platform", f"END RequestId: {request_id}")
         parts = [
-            f"REPORT RequestId: {request_id}\tDuration: {run_ns / 1e6:.2f} ms\t"
-            f"Billed Duration: {billed_ms} ms\tMemory Size: {self._version.memory_mb} MB\t"
-            f"Max Memory Used: {peak_mb()} MB\t"
+            f"REPORT RequestId: {request_id}\tDuration: {ended.run_ns / 1e6:.2f} ms\t"
+            f"Billed Duration: {ended.billed_ms} ms\tMemory Size: {self._version.memory_mb} MB\t"
+            f"Max Memory Used: {ended.peak_mb()} MB\t"
         ]
-        if init_ns is not None:
-            parts.append(f"Init Duration: {init_ns / 1e6:.2f} ms\t")
+        if ended.init_ns is not None:
+            parts.append(f"Init Duration: {ended.init_ns / 1e6:.2f} ms\t")
         if outcome.status:
             parts.append(f"Status: {outcome.status}")
             if outcome.error_type:
