@@ -88,7 +88,9 @@ def served() -> Iterator[Shell]:
             )
             yield Shell(Path(folder))
         finally:
-            server.kill()
+            # Not by a kill: a child that rewrites its file would write on while the folder goes.
+            with Redis(unix_socket_path=settings.durable_socket) as redis:
+                redis.shutdown(nosave=True, now=True, force=True)
             server.wait()
             os.close(lock)
 
