@@ -500,7 +500,7 @@ def test_readings_that_were_trimmed_are_no_alarm() -> None:
 @pytest.mark.parametrize(
     ("demands", "invariants"),
     [
-        (Demands(is_quiesced=True), {"I1"}),
+        (Demands(is_quiesced=True), {"I1", "I5"}),
         (Demands(most_aborted=1), set()),
         (Demands(most_aborted=0), {"I6"}),
     ],

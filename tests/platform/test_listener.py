@@ -153,8 +153,6 @@ def post(headers: bytes, body: bytes = b"", version: bytes = b"1.1") -> bytes:
 
 
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
-UPGRADE = b"Connection: Upgrade\r\nUpgrade: "
-
 MALFORMED: dict[str, tuple[bytes, int]] = {
     "te and cl": (post(CHUNKED + b"Content-Length: 5\r\n", b"0\r\n\r\n" + GET), 400),
     "cl and te": (post(b"Content-Length: 5\r\n" + CHUNKED, b"0\r\n\r\n" + GET), 400),
@@ -203,9 +201,6 @@ MALFORMED: dict[str, tuple[bytes, int]] = {
     "asterisk form": (b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     "fragment": (b"GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     "bytes beyond ascii": (b"GET /\xc3\xa9 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
-    "h2c": (post(UPGRADE + b"h2c\r\nHTTP2-Settings: AAMAAABk\r\n", GET), 501),
-    "h2c with body": (post(UPGRADE + b"h2c\r\nContent-Length: 3\r\n", b"abc"), 501),
-    "websocket": (post(UPGRADE + b"websocket\r\nSec-WebSocket-Version: 13\r\n"), 501),
     "http 2 preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
     "http 2": (b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505),
     "http 0.9": (b"GET / HTTP/0.9\r\nHost: a\r\n\r\n", 505),
@@ -241,12 +236,46 @@ async def test_a_malformed_request_gets_one_small_refusal_and_the_end(case: str)
         assert site.app.seen == []
 
 
-@pytest.mark.parametrize("case", ["two lengths", "chunk with lf", "h2c", "many headers", "no host"])
+@pytest.mark.parametrize("case", ["two lengths", "chunk with lf", "many headers", "no host"])
 async def test_a_malformed_request_byte_by_byte_is_refused_alike(case: str) -> None:
     request, status = MALFORMED[case]
     async with listening() as site:
         answer = await site.say(*(bytes([byte]) for byte in request[:4000]), request[4000:])
         assert statuses(answer) == [status]
+        assert site.app.seen == []
+
+
+UPGRADE = b"Connection: Upgrade\r\nUpgrade: "
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+@pytest.mark.parametrize(
+    ("request_", "body"),
+    [
+        (post(UPGRADE + b"h2c\r\nHTTP2-Settings: AAMAAABk\r\n"), b""),  # as Java's client asks
+        (post(UPGRADE + b"h2c\r\nContent-Length: 3\r\n", b"abc"), b"abc"),
+        (post(UPGRADE + b"h2c\r\n" + CHUNKED, b"3\r\nabc\r\n0\r\n\r\n"), b"abc"),
+        (post(UPGRADE + b"websocket\r\nSec-WebSocket-Version: 13\r\n"), b""),
+    ],
+)
+async def test_who_wants_another_protocol_is_answered_in_this_one(
+    request_: bytes, body: bytes, is_whole: bool
+) -> None:
+    """So is whatever it asks next."""
+    said = GET + request_ + CLOSE
+    async with listening() as site:
+        answer = await site.say(*[said] if is_whole else (bytes([byte]) for byte in said))
+        assert statuses(answer) == [200, 200, 200]
+        assert [s.body for s in site.app.seen] == [b"", body, b""]
+        assert all(name != b"upgrade" for s in site.app.seen for name, _ in s.headers)
+
+
+@pytest.mark.parametrize("case", ["te and cl", "length in hex", "two hosts", "many headers"])
+async def test_such_a_wish_gets_nothing_past_the_checks(case: str) -> None:
+    request, status = MALFORMED[case]
+    request = request.replace(b"Host: a\r\n", b"Host: a\r\n" + UPGRADE + b"h2c\r\n", 1)
+    async with listening() as site:
+        assert statuses(await site.say(request + CLOSE)) == [status]
         assert site.app.seen == []
 
 

@@ -34,7 +34,9 @@ def check(
         Path | None,
         typer.Option(metavar="FILE", help="Request ids that a client saw accepted, one a line."),
     ] = None,
-    quiesced: Annotated[bool, typer.Option("--quiesced", help="Nothing may be in flight.")] = False,
+    quiesced: Annotated[
+        bool, typer.Option("--quiesced", help="Nothing may be in flight or untold.")
+    ] = False,
     most_aborted: Annotated[
         int | None,
         typer.Option(metavar="N", min=0, help="More aborted deliveries than this are too many."),

@@ -364,7 +364,7 @@ def _is_within(usage: Usage, least: Usage, most: Usage) -> bool:
 class Demands:
     """What is asked beyond the invariants themselves."""
 
-    is_quiesced: bool = False  # nothing may be in flight
+    is_quiesced: bool = False  # nothing may be in flight, nor wait to be told to a destination
     most_aborted: int | None = None  # deliveries, each of which may have run twice
 
 
@@ -399,6 +399,9 @@ def report(
     in_flight = figures["I1"]["in_flight"]
     if demands.is_quiesced and in_flight:
         problems["I1"].append(f"{in_flight} events are still in flight")
+    outbox = figures["I5"]["outbox"]
+    if demands.is_quiesced and outbox:
+        problems["I5"].append(f"{outbox} are still to be told")
     aborted = figures["I6"]["aborted"]
     if demands.most_aborted is not None and aborted > demands.most_aborted:
         words = f"{aborted} deliveries were aborted"

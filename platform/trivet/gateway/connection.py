@@ -63,7 +63,7 @@ class Reading(Enum):
 class Connection(HttpToolsProtocol):
     def __init__(self, config: Config, state: ServerState, limits: Limits) -> None:
         super().__init__(config, state, {})
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=False)
+        self._parse_from_here()
         self.limits = limits
         self.reading = Reading.NOTHING
         self.due = inf  # loop time at which the client has waited for too long
@@ -107,11 +107,27 @@ class Connection(HttpToolsProtocol):
                 raise  # a fault of ours, not of the client
             self.refuse(self.refusal)
             return
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        except httptools.HttpParserUpgrade as wish:
+            self._stay(data[wish.args[0] :])
+            return
+        except httptools.HttpParserError:
             self.refuse(400)
             return
         if before[:2] == (self.reading, self.message_number):
             self._count_unfinished(len(data), self.body_bytes - before[2])
+
+    def _parse_from_here(self) -> None:
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=False)
+
+    def _stay(self, rest: bytes) -> None:
+        """Go on in this protocol with a request that wished for another (Java's client does, for
+        HTTP/2): its head is read again without the wish, and the rest behind it."""
+        version = self.parser.get_http_version().encode()
+        start = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)
+        fields = (b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade")
+        self._parse_from_here()
+        self.data_received(b"".join((start, *fields, b"\r\n", rest)))
 
     def _count_unfinished(self, fed_bytes: int, body_bytes: int) -> None:
         """Bound what the parser keeps of a head, or passes over in a body, without telling."""
@@ -158,6 +174,8 @@ class Connection(HttpToolsProtocol):
         version = self.parser.get_http_version()
         method = self.parser.get_method()
         expects_continue = self._check_head(method, version)
+        if self.parser.should_upgrade():
+            return  # its body is not read: see `_stay`
         raw_path, _, query = self.url.partition(b"?")
         path = raw_path.decode("ascii")
         self.scope["method"] = method.decode("ascii")
@@ -195,8 +213,6 @@ class Connection(HttpToolsProtocol):
         """Refuse what the parser lets pass. True if the client waits for "100 Continue"."""
         if method == b"CONNECT":
             self._stop_parser(405)
-        if self.parser.should_upgrade():
-            self._stop_parser(501)
         if version not in ("1.1", "1.0"):
             self._stop_parser(505)
         if not self.url.startswith(b"/") or b"#" in self.url:
@@ -231,6 +247,8 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self.reading = Reading.NOTHING
         self.due = inf  # until the response is complete, it is not the client who dawdles
         super().on_message_complete()
