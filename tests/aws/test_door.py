@@ -170,6 +170,10 @@ def test_what_is_not_there_yet_is_refused_in_words(url: str) -> None:
         client("dynamodb", url).list_tables()
     message = "Trivet does not implement dynamodb yet."
     assert refusal(error) == ("NotImplementedException", message, 501)
+    with pytest.raises(ClientError) as error:
+        client("s3", url).list_buckets()
+    message = "Trivet does not implement s3 yet."  # in XML, which is all that it reads
+    assert refusal(error) == ("NotImplementedException", message, 501)
 
 
 def test_a_strangers_signature_is_refused(url: str) -> None:

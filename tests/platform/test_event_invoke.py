@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
+from botocore.exceptions import ClientError
 from redis.asyncio import Redis
 from tests.platform.conftest import Call
 from tests.platform.test_express_lane import Echo, Lane, event, until
@@ -373,6 +374,25 @@ async def test_a_hundred_stay_for_the_functions_without_a_reservation(call: Call
     assert await unreserved(call) == 100
     asked = {"FunctionName": "other", "ReservedConcurrentExecutions": 501}
     assert await refused(call, "put_function_concurrency", **asked) == too_little
+
+
+async def test_reservations_made_at_once_leave_a_hundred_too(call: Call) -> None:
+    names = [f"at-once-{number}" for number in range(4)]
+    told: list[str] = []
+
+    async def try_it(name: str) -> None:
+        try:
+            await reserve(call, 400, name)
+        except ClientError as error:
+            told.append(error.response["Error"]["Code"])
+
+    for name in names:
+        await create(call, FunctionName=name)
+    async with anyio.create_task_group() as tasks:
+        for name in names:
+            tasks.start_soon(try_it, name)
+    assert told == ["InvalidParameterValueException"] * 2
+    assert await unreserved(call) == 200
 
 
 @pytest.mark.parametrize("operation", ["put", "get", "delete"])

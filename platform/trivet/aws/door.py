@@ -54,6 +54,9 @@ _BIG_BODY_BYTES = 1_048_576
 # An invocation has its own log, and there may be thousands of them in a second.
 _UNLOGGED = frozenset({"Invoke", "InvokeAsync", "InvokeWithResponseStream"})
 
+# Not here, and to be told so in words that their clients read: these read no JSON.
+_XML_SERVICES = frozenset({"s3", "s3express", "route53", "cloudfront"})
+
 
 class Speaker(Protocol):
     """One protocol of AWS, for one service."""
@@ -167,6 +170,8 @@ class Door:
         speakers = self._speakers.get(claim.service, ())
         if speakers:
             call.speaker = speakers[0]
+        elif claim.service in _XML_SERVICES:
+            call.speaker = self._strangers["query"]
         call.session = claim.session
         inside = scope.get("state", {}).get(INSIDE)
         if inside is not None and (claim.session is None or claim.session.function != inside):

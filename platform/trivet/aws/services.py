@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import anyio
+
 from trivet.core.arns import Place
 from trivet.core.billing import Tariff
 from trivet.core.roles import Session
@@ -48,6 +50,8 @@ class Services:
     max_concurrency: int = 1000  # of the account
     http_url: str  # base of the public HTTP triggers
     changed: Callable[[str], Awaitable[None]]  # tells supervisors that a function changed or went
+    # Held from the look at what others have reserved to the write.
+    reserving: anyio.Lock = field(default_factory=anyio.Lock)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,9 @@ async def put_function_concurrency(
 ) -> dict[str, Any]:
     wanted, _ = await _whole_function(services, params, "PutFunctionConcurrency")
     reserved: int = params["ReservedConcurrentExecutions"]
-    await _check_left(services, wanted.name, reserved)
-    await _reserve(services, wanted, reserved)
+    async with services.reserving:
+        await _check_left(services, wanted.name, reserved)
+        await _reserve(services, wanted, reserved)
     return {"ReservedConcurrentExecutions": reserved}
 
 
