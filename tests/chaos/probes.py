@@ -128,10 +128,11 @@ class Probes:
             nonlocal before
             before = await self._ended(COLD)
             self._count += 1
-            given = {"n": -self._count, "kind": "ok"}
-            self.doubtful.add(-self._count)
+            n = -self._count  # which another probe counts on meanwhile
+            self.doubtful.add(n)
+            given = {"n": n, "kind": "ok"}
             event_id = await self._client.publish(COLD, given, timeout=ANSWER_WITHIN_S)
-            self._file.add([Accepted(event_id, -self._count, COLD, "ok")])
+            self._file.add([Accepted(event_id, n, COLD, "ok")])
             return True
 
         async def ended() -> bool:

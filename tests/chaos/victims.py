@@ -28,7 +28,9 @@ def find(launcher: int, part: str) -> list[int]:
         zygotes = find(launcher, "zygote")
         named = {pid for pid in family if _plays(pid, SERVICES["zygote"])}
         return sorted(pid for pid in family - named if _parent(pid) in zygotes)
-    return [pid for pid in family if _parent(pid) == launcher and _plays(pid, SERVICES[part])]
+    found = [pid for pid in family if _parent(pid) == launcher and _plays(pid, SERVICES[part])]
+    # A zygote that stands by has no name of its own, but it is the younger one.
+    return sorted(found, key=_started)[:1] if part == "zygote" else found
 
 
 def _plays(pid: int, words: str) -> bool:
@@ -41,7 +43,17 @@ def _plays(pid: int, words: str) -> bool:
 
 
 def _parent(pid: int) -> int:
+    return _number(pid, 1)
+
+
+def _started(pid: int) -> int:
+    """When, in ticks."""
+    return _number(pid, 19)
+
+
+def _number(pid: int, field: int) -> int:
+    """Of what follows its name in /proc/PID/stat; 0 when it is gone."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[field])
     except OSError:
         return 0

@@ -21,7 +21,10 @@ import pytest
 from tests.e2e.conftest import ROLE, Deployed, Running, descendants
 from tests.platform.caged import burn, cpu_s, survey_v1, until
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="networks and cgroups are root's")
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="networks and cgroups are root's"),
+    pytest.mark.slow,  # many a cold start, and waits until something is frozen
+]
 
 Deploy = Callable[..., Deployed]
 

@@ -61,6 +61,8 @@ def service(running: Running, what: str) -> int:
     while True:
         pids = set(processes(running, what))
         roots = [p for p in pids if parent(p) not in pids]
+        if "--kind" in what:  # a zygote that stands by is the younger one
+            roots = sorted(roots, key=started)[:1]
         if len(roots) == 1:
             return roots[0]
         assert time.monotonic() < ends, (what, pids)
@@ -68,6 +70,11 @@ def service(running: Running, what: str) -> int:
 
 def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def started(pid: int) -> int:
+    """When, in ticks."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
 
 
 def environments(running: Running) -> set[int]:

@@ -17,6 +17,8 @@ from tests.e2e.test_async import accept, ran
 from trivet.bus import frames, keys
 from trivet.core.retries import Progress
 
+pytestmark = pytest.mark.slow  # each of them waits between its attempts
+
 Deploy = Callable[..., Deployed]
 
 

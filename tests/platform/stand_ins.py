@@ -23,8 +23,9 @@ from typing import Any, NoReturn
 HERE = os.path.abspath(__file__)
 REPORT_TO = "REPORT_TO"
 
-# Behaviours of services that wait for their turn. An heirless one has no successor that serves.
-STANDING_BY = ("standing by", "heirless")
+# Behaviours of those that have a standby. An heirless one has no successor that serves; a zygote
+# that is mute does not say that it has all it needs.
+STANDING_BY = ("standing by", "heirless", "mute")
 
 
 def report(name: str, event: str, **details: Any) -> None:
@@ -63,6 +64,7 @@ def launch(settings_json: str, plan_json: str, arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     plan: dict[str, str] = json.loads(plan_json)
     servants_of = {name: plan.pop(name) for name in ("provisioner",) if name in plan}
+    zygote = plan.pop("zygote", "good")
     variables = {REPORT_TO: os.environ[REPORT_TO]}
     program = (sys.executable, "-I", HERE)
 
@@ -101,10 +103,11 @@ def launch(settings_json: str, plan_json: str, arguments: Sequence[str]) -> int:
                     argv=(*program, "servant", name, behaviour),
                     variables=variables,
                     dies_with_launcher=False,
+                    stands_by=behaviour in STANDING_BY,
                 ),
                 without_it="nobody misses it" if name == "provisioner" else "",
             )
-            for name, behaviour in {**servants_of, f"zygote {runtimes[0].name}": "good"}.items()
+            for name, behaviour in {**servants_of, f"zygote {runtimes[0].name}": zygote}.items()
         ]
 
     told = Report(int(arguments[1]) if arguments else None)
@@ -225,7 +228,7 @@ def obey(name: str, behaviour: str, arguments: Sequence[str]) -> NoReturn:
     commands = socket.socket(fileno=int(arguments[arguments.index("--commands") + 1]))
     parent = int(arguments[arguments.index("--parent") + 1])
     report(name, "started", descriptors=descriptors)
-    if name == "zygote":
+    if name == "zygote" and behaviour != "mute":
         commands.send(b"ready")
     environments: list[int] = []
     while True:

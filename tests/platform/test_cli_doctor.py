@@ -21,6 +21,8 @@ from trivet.settings import Settings
 
 __all__ = ["served", "shell"]  # fixtures
 
+pytestmark = pytest.mark.slow  # each command is a process that imports all of the command line
+
 Check = Callable[[Settings], Iterator[Finding]]
 
 

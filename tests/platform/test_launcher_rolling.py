@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.platform.launched import DEADLINE_S, Launched, has_ended
+from tests.platform.launched import DEADLINE_S, GOOD, Launched, has_ended
 
 from trivet.launcher import orders
 
@@ -84,6 +84,47 @@ def test_a_standby_that_is_killed_harms_nobody(launched: Launched) -> None:
     first = launched.event_of("gateway", "started")["pid"]
     os.kill(first, signal.SIGKILL)
     assert launched.successor("gateway", first) != standby
+
+
+def zygotes_of(launched: Launched) -> list[int]:
+    """The pid of the one that serves, and of the one that stands by."""
+    while launched.count("zygote", "started") < 2:
+        launched.wait()
+    return [pid for _, pid in happened(launched, "zygote started")]
+
+
+def test_a_zygote_that_stands_by_takes_over_and_environments_live_on(launched: Launched) -> None:
+    process = launched.up({**GOOD, "zygote": "standing by"})
+    environment = launched.event_of("environment", "started")["pid"]
+    first, second = zygotes_of(launched)
+    os.kill(first, signal.SIGKILL)
+    while launched.count("supervisor", "zygote") < 2:
+        launched.wait()
+    os.kill(environment, 0)
+    os.kill(launched.event_of("supervisor", "started")["pid"], signal.SIGKILL)
+    assert has_ended(second)  # so that is the one that served
+    assert has_ended(environment)
+    process.send_signal(signal.SIGTERM)
+    assert launched.ended(process) == 0
+
+
+@pytest.mark.parametrize(("behaviour", "is_kept"), [("standing by", True), ("mute", False)])
+def test_a_zygote_that_is_not_ready_to_take_over_goes_with_the_supervisor(
+    launched: Launched, behaviour: str, is_kept: bool
+) -> None:
+    """Cgroups are cleared then, while it tries what works."""
+    launched.up({**GOOD, "zygote": behaviour})
+    first, second = zygotes_of(launched)
+    supervisor = launched.event_of("supervisor", "started")["pid"]
+    os.kill(supervisor, signal.SIGKILL)
+    assert has_ended(first)
+    launched.successor("supervisor", supervisor)
+    while launched.count("supervisor", "zygote") < 2:
+        launched.wait()
+    if is_kept:
+        os.kill(second, 0)
+    else:
+        assert has_ended(second)
 
 
 def test_a_new_gateway_serves_before_the_old_one_is_asked_to_leave(launched: Launched) -> None:

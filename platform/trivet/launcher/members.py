@@ -380,6 +380,15 @@ class Servant(Member):
             self.standby.let_go()
         super().dismiss()
 
+    def doubt_standby(self) -> None:
+        """Cgroups are about to be cleared. A zygote that tries meanwhile what works here would
+        take it that they do not."""
+        standby = self.standby
+        if self.is_zygote and standby is not None and not standby.is_prepared:
+            self.dismiss()
+            self.leaving.append(standby)
+            self.standby = None
+
 
 class Pair:
     """The direct link of two services, made anew whenever one of them was."""

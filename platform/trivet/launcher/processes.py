@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import select
 import signal
 import socket
 import time
@@ -54,6 +55,15 @@ class Process:
     has_turn: bool = False
     is_ready: bool = False
     due: float | None = None  # when it is to be killed, if it was asked to leave
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether one that stands by has all that it needs to serve."""
+        if self.turn is not None:
+            return self.has_arrived
+        # A zygote greets its supervisor, which it has not met yet.
+        end = self.supervisor_end
+        return end is None or bool(select.select([end], [], [], 0)[0])
 
     def take_turn(self) -> None:
         """From here on it serves, as soon as it can."""

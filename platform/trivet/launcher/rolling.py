@@ -8,7 +8,6 @@ without their provisioner, so these are killed: their successors are told of wha
 
 from __future__ import annotations
 
-import select
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 
@@ -130,7 +129,7 @@ class Rolling:
             yield
         fresh = self._prepare(member)
         deadline = time.monotonic() + READY_WITHIN_S
-        while fresh is not None and not _waits(fresh):
+        while fresh is not None and not fresh.is_prepared:
             if fresh not in member.living or time.monotonic() > deadline:
                 member.dismiss()
                 fresh = None
@@ -147,15 +146,6 @@ class Rolling:
             if time.monotonic() > deadline:
                 raise RestartFailed(f"{member.name} does not become ready{_said(member)}")
             yield
-
-
-def _waits(process: Process) -> bool:
-    """Whether it has all that it needs to serve."""
-    if process.turn is not None:
-        return process.has_arrived
-    # A zygote greets its supervisor, which it has not met yet.
-    end = process.supervisor_end
-    return end is None or bool(select.select([end], [], [], 0)[0])
 
 
 def _unchanged(member: Member, what: str) -> str:

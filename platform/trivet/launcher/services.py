@@ -120,6 +120,7 @@ def zygote_specs(
             argv=(program, "-I", "-S", "-c", _RUN_ZYGOTE, str(root), *kind, *shared),
             dies_with_launcher=False,
             umask=0o022,  # as functions find it on AWS
+            stands_by=True,  # nothing starts cold without it
         )
         specs.append(ServantSpec(spec=spec))
     return tuple(specs)

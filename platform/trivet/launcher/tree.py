@@ -346,6 +346,7 @@ class Tree:
         """The environments of a dead supervisor end, and all that served it with them."""
         self._has_doomed = True
         for servant in self.servants:
+            servant.doubt_standby()
             if servant.is_with_supervisor:
                 servant.end(grace_s(servant))
         # Their zygotes kill them, but a frozen one would not die before it is thawed.
