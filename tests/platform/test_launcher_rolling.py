@@ -72,6 +72,10 @@ def test_a_standby_takes_the_place_of_one_that_was_killed(launched: Launched) ->
     assert launched.successor("gateway", first) == standby
     while launched.count("gateway", "stands by") < 3:  # and it has one itself
         launched.wait()
+    os.kill(standby, signal.SIGKILL)  # so soon again, which would else be a reason to wait
+    launched.successor("gateway", standby)
+    told = [line for line in launched.said().splitlines() if line.startswith("! gateway")]
+    assert told == ["! gateway ended (signal 9), started again at once"] * 2
 
 
 def test_a_standby_that_is_killed_harms_nobody(launched: Launched) -> None:

@@ -155,6 +155,19 @@ def test_with_the_supervisor_go_its_zygote_and_environments(launched: Launched) 
     assert launched.count("gateway", "started") == 1
 
 
+def test_a_zygote_that_went_with_its_supervisor_is_not_to_blame(launched: Launched) -> None:
+    process = launched.up()
+    for _ in range(2):
+        supervisor = launched.event_of("supervisor", "started")["pid"]
+        os.kill(supervisor, signal.SIGKILL)
+        launched.event("supervisor", "zygote")
+    os.kill(launched.event_of("zygote", "started")["pid"], signal.SIGKILL)
+    launched.event("supervisor", "zygote")
+    (told,) = [line for line in launched.said().splitlines() if line.startswith("! zygote")]
+    assert told.endswith("ended (signal 9), started again at once")
+    assert asked_to_end(launched, process) == 0
+
+
 def test_a_killed_zygote_alone_is_replaced_and_its_environment_lives(launched: Launched) -> None:
     process = launched.up()
     environment = launched.event("environment", "started")

@@ -31,7 +31,7 @@ READY_WITHIN_S = 20.0
 
 # A standby is started when its part has settled, and has left the processor to its callers; one
 # that ended by itself will hardly do better at once.
-STANDBY_AFTER_S = 2.0
+STANDBY_AFTER_S = 1.0
 STANDBY_AGAIN_S = 60.0
 
 # A server start takes 12 to 90 ms.
@@ -165,7 +165,13 @@ class Member:
         else:
             lived_s = 0.0  # it could not even be started
         self.due = None
-        self.restarts = self.restarts.after_death(lived_s)
+        if self.state is not State.ENDING:  # asked to end, it is not to blame
+            self.restarts = self.restarts.after_death(lived_s)
+
+    @property
+    def delay_s(self) -> float:
+        """How long to wait before it is started again. A standby has been started already."""
+        return 0.0 if self.standby is not None else self.restarts.delay_s
 
     def standby_died(self) -> None:
         """It is reaped. Without one a successor takes longer, and that is all."""

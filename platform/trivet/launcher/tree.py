@@ -330,7 +330,7 @@ class Tree:
         return not is_final and has_tries
 
     def _retry(self, member: Member, what: str, words: str = "") -> None:
-        delay_s = member.restarts.delay_s
+        delay_s = member.delay_s
         member.wait_to_start(delay_s)
         said = f"; it said: {words}" if words else ""
         lost = f"; {member.without_it}" if isinstance(member, Servant) and delay_s else ""
