@@ -21,7 +21,7 @@ from trivet.launcher import processes, turns
 from trivet.launcher.embedded import EmbeddedServer, ask, reason
 from trivet.launcher.link import Link
 from trivet.launcher.processes import Process, ServiceSpec
-from trivet.launcher.restarts import Restarts
+from trivet.launcher.restarts import HEALTHY_AFTER_S, Restarts
 from trivet.launcher.services import ServantSpec
 from trivet.launcher.turns import Turn
 
@@ -158,15 +158,17 @@ class Member:
 
     def died(self) -> None:
         """Its process is reaped: forget it, and reckon when it may start again."""
+        lived_s = 0.0
         if self.process is not None:
-            lived_s = time.monotonic() - self.process.started_at
+            if self.state is not State.STARTING:
+                lived_s = time.monotonic() - self.process.started_at
             self.process.close()
             self.process = None
-        else:
-            lived_s = 0.0  # it could not even be started
         self.due = None
-        if self.state is not State.ENDING:  # asked to end, it is not to blame
+        if self.state is not State.ENDING:
             self.restarts = self.restarts.after_death(lived_s)
+        elif lived_s >= HEALTHY_AFTER_S:  # it was asked to, and is not to blame
+            self.restarts = Restarts()
 
     @property
     def delay_s(self) -> float:

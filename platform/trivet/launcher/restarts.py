@@ -9,10 +9,10 @@ from dataclasses import dataclass
 _FIRST_S = 0.05
 _LONGEST_S = 5.0
 
-# A part that lived this long was healthy: its next death starts the count anew. A part that
-# cannot live ends within the second or two of its start; whoever is killed now and then, every
-# few seconds even, was well and comes back at once.
-HEALTHY_AFTER_S = 3.0
+# A part that served, and lived this long, was healthy: its next death starts the count anew. One
+# that cannot live ends as it begins, or is started no more often than this; whoever is killed now
+# and then, every few seconds even, was well and comes back at once.
+HEALTHY_AFTER_S = 1.5
 
 
 @dataclass(frozen=True, slots=True)
