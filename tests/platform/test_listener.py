@@ -270,6 +270,14 @@ async def test_who_wants_another_protocol_is_answered_in_this_one(
         assert all(name != b"upgrade" for s in site.app.seen for name, _ in s.headers)
 
 
+async def test_a_flood_of_such_wishes_is_bounded_like_any_other() -> None:
+    wish = b"GET / HTTP/1.1\r\nHost: a\r\n" + UPGRADE + b"h2c\r\n\r\n"
+    async with listening() as site:
+        answered = statuses(await site.say(wish * 2_000))
+        assert set(answered) == {200}
+        assert len(answered) <= 66  # the one that runs, and those that may wait behind it
+
+
 @pytest.mark.parametrize("case", ["te and cl", "length in hex", "two hosts", "many headers"])
 async def test_such_a_wish_gets_nothing_past_the_checks(case: str) -> None:
     request, status = MALFORMED[case]
